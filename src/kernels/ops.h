@@ -1,0 +1,392 @@
+// The operations of the forward pass: each is one POD of parameters and one entry in a backend's
+// table. `ref` defines what each computes; `cpu` and `cuda` compute the same within a tolerance.
+//
+// A POD holds only what a captured graph may hold: shapes, upper bounds, strides and addresses that
+// stay fixed. What changes from step to step lies in device arrays: those of the batch (BatchView)
+// and those indexed by slot, a number that stays with a sequence while it runs. Kernels loop to the
+// device-side counts; a POD alone decides variant, grid and workspace.
+//
+// Rows of a batch: [0, decode rows) are decode rows, one generated token each; after them come the
+// prefill rows, prompt tokens, in chunks of consecutive positions of one sequence. A row's kind
+// decides how it is computed, so results do not depend on what else is in the batch.
+//
+// Row buffers have room for kRowSlack rows beyond max_rows; an operation may write there.
+// Activations are bf16 or float32 (dtype); sums are float32 or better, rounded once on output.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/status.h"
+#include "kernels/kv_layout.h"
+#include "tensor/dtype.h"
+
+namespace lserve {
+
+inline constexpr int32_t kRowSlack = 128;
+
+// Index into BatchView::counts.
+enum BatchCount : int32_t {
+  kDecodeRows,
+  kPrefillRows,
+  kChunks,
+  kLogitRows,
+  kBatchCounts,  // how many counts there are
+};
+
+// Consecutive prompt tokens of one sequence in this step.
+struct PrefillChunk {
+  int32_t slot;
+  int32_t first_position;     // position of its first row; tokens before it are in the cache
+  int32_t first_row;          // index of its first row in the batch
+  int32_t rows;               // at least 1
+  int32_t first_chunk_page;   // where its first page lies in StreamingLane::chunk_pages
+  int32_t first_query_block;  // index of its first query block in this step (block lists)
+};
+
+// One step's rows, in device memory at fixed addresses.
+struct BatchView {
+  const int32_t* counts;        // [kBatchCounts]
+  const int32_t* row_slot;      // [max_rows]
+  const int32_t* row_position;  // [max_rows], 0-based position of the row's token
+  const int32_t* row_token;     // [max_rows] token id; -1: last_token of the row's slot
+  const PrefillChunk* chunks;   // [max_chunks], ascending in first_row
+  const int32_t* logit_row;     // [max_logit_rows] rows whose logits are wanted
+  int32_t max_rows;
+  int32_t max_decode_rows;
+  int32_t max_chunks;
+  int32_t max_logit_rows;
+  int32_t max_slots;
+};
+
+// ---- Embedding, normalisation, linear layers -----------------------------------------------------
+
+// output[row] = table[token of row]
+struct EmbedRowsParams {
+  BatchView batch;
+  const void* table;  // [vocab_size, hidden], row-major
+  DType table_dtype;  // kBFloat16, kFloat16 or kFloat32
+  const int32_t* last_token;  // [max_slots], what row_token -1 refers to
+  void* output;               // [max_rows, hidden] of dtype
+  DType dtype;
+  int32_t vocab_size;
+  int32_t hidden;
+};
+
+// Which rows an operation works on.
+enum class RowSet : int32_t {
+  kBatch,   // decode and prefill rows
+  kLogits,  // counts[kLogitRows] rows, computed as decode rows are
+};
+
+// residual += addend (if any); output = residual / rms(residual) * weight, rms over the hidden
+// dimension with eps (Zhang and Sennrich, 2019). With rows = kLogits, output row i is made from
+// residual row logit_row[i], and the residual is not written.
+struct AddRmsNormParams {
+  BatchView batch;
+  RowSet rows;
+  void* residual;      // [max_rows, hidden] of dtype, in and out
+  const void* addend;  // [max_rows, hidden] of dtype, or null
+  const void* weight;  // [hidden] of dtype
+  void* output;        // [max_rows or max_logit_rows, hidden] of dtype
+  DType dtype;
+  int32_t hidden;
+  float epsilon;
+};
+
+// A weight matrix in a backend's own layout; made by Backend::PackLinear.
+class PackedLinear {
+ public:
+  virtual ~PackedLinear() = default;
+  int64_t out_features() const { return out_features_; }
+  int64_t in_features() const { return in_features_; }
+
+ protected:
+  PackedLinear(int64_t out_features, int64_t in_features)
+      : out_features_(out_features), in_features_(in_features) {}
+
+ private:
+  int64_t out_features_;
+  int64_t in_features_;
+};
+
+enum class Epilogue : int32_t {
+  kNone,
+  kBias,      // + bias[n]
+  kResidual,  // output += result, in place
+  // The weight's rows are [gate; up], n / 2 each: output[j] = silu(gate[j]) * up[j], n / 2 columns.
+  kSiluMul,
+};
+
+// output = epilogue(input * weight^T)
+struct LinearParams {
+  BatchView batch;
+  RowSet rows;
+  const PackedLinear* weight;  // [n, k]
+  const void* input;           // [rows, k] of dtype
+  void* output;                // [rows, n, or n / 2 under kSiluMul] of output_dtype
+  const void* bias;            // [n] of dtype under kBias, else null
+  DType dtype;
+  DType output_dtype;  // dtype, or kFloat32 (logits)
+  Epilogue epilogue;
+  void* workspace;
+};
+
+// ---- Cache ---------------------------------------------------------------------------------------
+
+// One layer's part of the retrieval lane. A slot's newest page is open and lies in `open`; it closes
+// into the page pool when the first token of the next page is appended. With p = position / 64 of
+// the newest token, pages [0, p) are closed.
+struct RetrievalLane {
+  std::byte* pages;      // [pool pages, layout.page_bytes()], closed pages
+  std::byte* open;       // [max_slots, layout.page_bytes()]
+  const int32_t* table;  // [max_slots, max_pages] page ids, valid for the closed pages
+  int32_t max_pages;
+  KvPageLayout layout;
+};
+
+// One layer's part of the streaming lane: page p below the sink pages lies in ring slot p, else in
+// slot sink_pages + (p - sink_pages) mod ring_pages.
+struct StreamingLane {
+  std::byte* pages;        // [pool pages, layout.page_bytes()]
+  const int32_t* table;    // [max_slots, sink_pages + ring_pages] page ids
+  std::byte* chunk_pages;  // [max chunk pages, layout.page_bytes()], this step's prefill chunks
+  int32_t sink_tokens;     // the query at i sees j <= i with j < sink_tokens or
+  int32_t local_tokens;    // i - j < local_tokens; local_tokens >= 1
+  int32_t sink_pages;      // ceil(sink_tokens / 64)
+  int32_t ring_pages;      // ceil((local_tokens - 1) / 64) + 1
+  KvPageLayout layout;     // PageScore::kNone
+};
+
+constexpr int32_t StreamingRingSlot(const StreamingLane& lane, int32_t page) {
+  return page < lane.sink_pages
+             ? page
+             : lane.sink_pages + (page - lane.sink_pages) % lane.ring_pages;
+}
+
+// angles[row][d] = (cos, sin) of float32(position) * float32(inverse_frequencies[d]), times scale.
+struct RopeAnglesParams {
+  BatchView batch;
+  const float* inverse_frequencies;  // [head_dim / 2]
+  float* angles;                     // [max_rows, head_dim / 2, 2]
+  float scale;                       // 1, except for yarn
+  int32_t head_dim;
+};
+
+// Bias, q/k normalisation, RoPE (NeoX halves: d pairs with d + head_dim / 2) and append of one
+// layer's q, k, v. q and k are rounded to dtype after RoPE; statistics see the rounded keys.
+//   decode row:   k, v go to the slot's open page and to its ring page; a full open page closes first
+//   prefill row:  retrieval heads as above, page by page; streaming heads go to chunk_pages, where
+//                 a page that the chunk enters in its middle is completed from the ring
+// A fresh page's statistics start with its first token: nothing of a recycled page survives.
+struct RopeAppendParams {
+  BatchView batch;
+  const void* qkv;       // [max_rows, (q_heads + 2 kv_heads) * head_dim] of dtype: q, k, v; heads
+                         // in the layer's own order, retrieval first
+  const void* bias;      // [(q_heads + 2 kv_heads) * head_dim] of dtype, or null
+  const void* q_norm;    // [head_dim] of dtype: RMS-normalise each query head, or null
+  const void* k_norm;    // [head_dim] of dtype, or null
+  const float* angles;   // [max_rows, head_dim / 2, 2]
+  void* q;               // [max_rows, q_heads, head_dim] of dtype, output
+  RetrievalLane retrieval;
+  StreamingLane streaming;
+  DType dtype;
+  int32_t q_heads;
+  int32_t kv_heads;  // retrieval.layout.heads + streaming.layout.heads
+  int32_t head_dim;
+  float norm_epsilon;
+};
+
+// Copies each chunk's pages from chunk_pages to the sink and ring pages that still matter. After
+// AttendPrefill, which reads the ring as it was before the chunk.
+struct AppendStreamingParams {
+  BatchView batch;
+  StreamingLane streaming;
+};
+
+// ---- Selection and attention ---------------------------------------------------------------------
+
+// One layer's selected units, by slot and retrieval head: list (slot, h) lies at
+// units + (slot * slot_lists + first_list + h) * capacity, its length at the same index of counts.
+// Unit numbers are logical (unit u holds tokens [u * unit, (u + 1) * unit)), unique, ascending.
+// Count -1 means all units, and is what the host stores when a slot starts a sequence.
+struct UnitLists {
+  int32_t* units;
+  int32_t* counts;
+  int32_t slot_lists;  // retrieval heads of all layers
+  int32_t first_list;  // retrieval heads of the layers before this one
+  int32_t capacity;    // token_budget / unit_tokens
+};
+
+// What a decode row of a retrieval head attends to (design section 3).
+struct SelectionPolicy {
+  int32_t token_budget;    // n <= budget: all; a multiple of unit_tokens, >= 64 + 3 units; 0: dense
+  int32_t unit_tokens;     // 64, 32 or 16
+  int32_t reuse_interval;  // select when (position - prompt_tokens[slot]) % interval == 0; >= 1
+};
+
+// The newest units that are always kept: those holding one of the newest 64 of n tokens.
+constexpr int32_t FirstForcedNewestUnit(int32_t tokens, int32_t unit_tokens) {
+  return (tokens > kPageTokens ? tokens - kPageTokens : 0) / unit_tokens;
+}
+
+// For each decode row and retrieval head with n = position + 1 > budget, when the interval or a
+// count of -1 asks for it: scores every unit of the n tokens and keeps budget / unit of them.
+//   score of logical page j for query head h: sum_d max(q_d kmax_d(j), q_d kmin_d(j)) / sqrt(D)
+//   (q rounded to bf16, float32 sums); of a unit: the maximum over its logical pages; of a group:
+//   the maximum over its query heads. A logical page of which only some tokens exist counts those.
+// Kept always: unit 0 and the forced newest units; the rest by score, ties to the lower unit. With
+// n <= budget the count becomes -1.
+struct SelectUnitsParams {
+  BatchView batch;
+  const void* q;                 // [max_rows, q_heads, head_dim] of dtype
+  RetrievalLane retrieval;       // layout.score is not kNone
+  UnitLists lists;
+  const int32_t* prompt_tokens;  // [max_slots], prompt length of the slot's sequence
+  float* scores;                 // optional [max_decode_rows, retrieval heads, max units] group
+                                 // scores (max units = max_pages * 64 / unit), for tests, or null
+  SelectionPolicy policy;
+  DType dtype;
+  int32_t q_heads;
+  int32_t group;  // query heads of a KV head
+  void* workspace;
+};
+
+// Softmax attention of the decode rows, scale 1 / sqrt(head_dim), after the row's own append.
+// Retrieval heads read the units of their list united with the forced newest units of the row's own
+// position (lists null or count -1: all); streaming heads read their sink and local window.
+struct AttendDecodeParams {
+  BatchView batch;
+  const void* q;  // [max_rows, q_heads, head_dim] of dtype
+  void* output;   // [max_rows, q_heads, head_dim] of dtype
+  RetrievalLane retrieval;
+  StreamingLane streaming;
+  UnitLists lists;  // lists.units null: dense
+  SelectionPolicy policy;
+  DType dtype;
+  int32_t q_heads;
+  int32_t group;
+  void* workspace;
+};
+
+// Softmax attention of the prefill rows, causal, after the retrieval append and before the
+// streaming append. Each head and query block (128 tokens at absolute multiples) walks an ordered
+// list of KV blocks of 64 tokens: retrieval heads all causal blocks, or those a list names;
+// streaming heads their sink and local blocks, masked exactly by token.
+struct AttendPrefillParams {
+  BatchView batch;
+  const void* q;  // [max_rows, q_heads, head_dim] of dtype
+  void* output;   // [max_rows, q_heads, head_dim] of dtype
+  RetrievalLane retrieval;
+  StreamingLane streaming;
+  // Optional lists for retrieval heads, null for all causal blocks: the list of (query block b of
+  // the step, retrieval head h) is block_ids[block_offsets[b * R + h], block_offsets[b * R + h + 1])
+  // with ascending KV blocks, the diagonal ones included.
+  const int32_t* block_offsets;
+  const int32_t* block_ids;
+  DType dtype;
+  int32_t q_heads;
+  int32_t group;
+  void* workspace;
+};
+
+// ---- Sampling ------------------------------------------------------------------------------------
+
+// A slot's sampling settings; ranges are checked where requests enter.
+struct SlotSampling {
+  float temperature;         // 0: greedy
+  float top_p;               // (0, 1]
+  float min_p;               // [0, 1]
+  float repetition_penalty;  // > 0, 1: off; sees prompt and generated tokens
+  float presence_penalty;    // [-2, 2], generated tokens
+  float frequency_penalty;   // [-2, 2], generated tokens
+  int32_t top_k;             // 0: all
+  int32_t penalties;         // 1 if any penalty is on
+  uint64_t seed;
+};
+
+// token = sample(logits) for each logit row; ties of greedy go to the lower id. Order: penalties,
+// temperature, top-k, top-p, min-p, then one draw by Philox(seed, position of the sampled token).
+// A NaN logit counts as minus infinity.
+struct SampleParams {
+  BatchView batch;
+  float* logits;                 // [max_logit_rows, vocab_size], overwritten
+  const SlotSampling* sampling;  // [max_slots]
+  int32_t* token_counts;         // [max_slots, vocab_size] generated so far; updated for slots with
+                                 // penalties
+  const uint8_t* prompt_seen;    // [max_slots, vocab_size] 1 if the prompt has the token
+  int32_t* last_token;           // [max_slots], output
+  int32_t* sampled;              // [max_logit_rows], output
+  int32_t vocab_size;
+  void* workspace;
+};
+
+// ---- Moving pages --------------------------------------------------------------------------------
+
+// Byte copies between pages of one pool: page to[i] = page from[i].
+struct CopyPagesParams {
+  std::byte* destination;  // pool
+  const std::byte* source; // pool
+  const int32_t* from;     // [count]
+  const int32_t* to;       // [count]
+  int32_t count;
+  int64_t page_bytes;
+};
+
+// One page in canonical order: keys and values [heads, 64, head_dim], statistics
+// [heads, 4, (min, max), head_dim], all float32. Export reads a page, import writes one.
+struct TransferPageParams {
+  std::byte* page;
+  KvPageLayout layout;
+  float* keys;
+  float* values;
+  float* stats;  // null under PageScore::kNone
+};
+
+// ---- The table -----------------------------------------------------------------------------------
+
+class Stream;
+
+template <typename Params>
+struct Op {
+  const char* name = nullptr;
+  // Bytes of scratch that run() needs at params.workspace; a function of the POD alone.
+  int64_t (*workspace_bytes)(const Params&) = nullptr;
+  // Appends the operation to the stream.
+  void (*run)(Stream&, const Params&) = nullptr;
+  // The variant that run() would take, for benchmarks and logs.
+  const char* (*variant)(const Params&) = nullptr;
+};
+
+struct Ops {
+  Op<EmbedRowsParams> embed_rows;
+  Op<AddRmsNormParams> add_rms_norm;
+  Op<LinearParams> linear;
+  Op<RopeAnglesParams> rope_angles;
+  Op<RopeAppendParams> rope_append;
+  Op<AppendStreamingParams> append_streaming;
+  Op<SelectUnitsParams> select_units;
+  Op<AttendDecodeParams> attend_decode;
+  Op<AttendPrefillParams> attend_prefill;
+  Op<SampleParams> sample;
+  Op<CopyPagesParams> copy_pages;
+  Op<TransferPageParams> export_page;
+  Op<TransferPageParams> import_page;
+};
+
+// Shape and range checks of the host fields, worded once for all backends; called where a POD is
+// made, not in every step.
+Status Validate(const BatchView& params);
+Status Validate(const EmbedRowsParams& params);
+Status Validate(const AddRmsNormParams& params);
+Status Validate(const LinearParams& params);
+Status Validate(const RopeAnglesParams& params);
+Status Validate(const RopeAppendParams& params);
+Status Validate(const AppendStreamingParams& params);
+Status Validate(const SelectionPolicy& policy);
+Status Validate(const SelectUnitsParams& params);
+Status Validate(const AttendDecodeParams& params);
+Status Validate(const AttendPrefillParams& params);
+Status Validate(const SampleParams& params);
+
+}  // namespace lserve
