@@ -73,6 +73,14 @@ class Backend {
   virtual void CopyToHost(void* host, const void* device, int64_t bytes, Stream& stream) = 0;
   virtual void Zero(void* device, int64_t bytes, Stream& stream) = 0;
 
+  // Host bytes as memory that operations can read. A backend that computes in host memory returns a
+  // view, so `host` must outlive the buffer. Errors: those of Allocate.
+  virtual Result<Buffer> Upload(const void* host, int64_t bytes, Stream& stream) {
+    ASSIGN_OR_RETURN(Buffer buffer, Allocate(bytes));
+    CopyToDevice(buffer.data(), host, bytes, stream);
+    return buffer;
+  }
+
   virtual std::unique_ptr<Stream> MakeStream() = 0;
 
   // Packs a weight for activations of `activations` dtype; `fused_silu` tells that it will run with

@@ -1,0 +1,115 @@
+#include "engine/loaded_model.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <utility>
+
+#include "base/file.h"
+#include "base/log.h"
+
+namespace lserve {
+namespace {
+
+Result<HeadPlan> LoadPlan(const std::string& model_dir, const Settings& settings,
+                          const ModelConfig& config, std::string* source) {
+  const auto layers = static_cast<int32_t>(config.num_layers);
+  const auto kv_heads = static_cast<int32_t>(config.num_kv_heads);
+  const std::string path = settings.head_plan.empty()
+                               ? JoinPath(model_dir, "full_attention_heads.tsv")
+                               : settings.head_plan;
+  if (settings.head_plan.empty() && !FileExists(path)) {
+    return HeadPlan::AllRetrieval(layers, kv_heads);
+  }
+  ASSIGN_OR_RETURN(const HeadGates gates, ReadHeadGates(path, layers, kv_heads));
+  *source = path;
+  return HeadPlan::FromGates(gates, settings.streaming_share);
+}
+
+}  // namespace
+
+Result<LoadedModel> LoadedModel::Open(const std::string& path, const Settings& settings) {
+  RETURN_IF_ERROR(Validate(settings));
+  if (!IsDirectory(path)) {
+    return NotFound("{} is not a folder", path);
+  }
+  LoadedModel model;
+  model.path = path;
+  std::filesystem::path folder = std::filesystem::path(path).lexically_normal();
+  if (!folder.has_filename()) {
+    folder = folder.parent_path();
+  }
+  model.name = folder.filename().string();
+  model.settings = settings;
+  ASSIGN_OR_RETURN(model.config, LoadModelConfig(path));
+  ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Load(path));
+  if (tokenizer->vocab_size() > model.config.vocab_size) {
+    return InvalidArgument("{}: the tokenizer has {} tokens, the model {}", path,
+                           tokenizer->vocab_size(), model.config.vocab_size);
+  }
+  model.tokenizer = std::move(tokenizer);
+  Result<ChatTemplate> chat_template = ChatTemplate::Load(path);
+  if (chat_template.ok()) {
+    model.chat_template = std::move(chat_template).value();
+  } else if (chat_template.status().code() != StatusCode::kNotFound) {
+    return chat_template.status();
+  }
+  ASSIGN_OR_RETURN(model.plan, LoadPlan(path, settings, model.config, &model.plan_source));
+  ASSIGN_OR_RETURN(model.backend,
+                   MakeBackend(settings.device,
+                               BackendOptions{static_cast<int32_t>(settings.threads)}));
+  return model;
+}
+
+Status LoadedModel::LoadWeights(const std::function<void(double)>& progress) {
+  const DType dtype = settings.dtype == "float32" ? DType::kFloat32 : DType::kBFloat16;
+  RETURN_IF_ERROR(backend->SupportsActivations(dtype));
+  ASSIGN_OR_RETURN(weights, ModelWeights::Load(path, config, plan, dtype, *backend, progress));
+  return OkStatus();
+}
+
+Result<AttentionMode> LoadedModel::Mode(const std::string& attention) const {
+  if (attention == "dense") {
+    return AttentionMode::Dense(plan);
+  }
+  AttentionMode mode;
+  mode.name = attention;
+  mode.plan = plan;
+  mode.sink_tokens = static_cast<int32_t>(settings.sink_tokens);
+  mode.local_tokens = static_cast<int32_t>(settings.local_tokens);
+  mode.score = PageScore::kMinMax;
+  mode.policy = SelectionPolicy{
+      .token_budget = static_cast<int32_t>(settings.token_budget),
+      .unit_tokens = static_cast<int32_t>(settings.selection_unit),
+      .reuse_interval = static_cast<int32_t>(settings.reuse_interval)};
+  RETURN_IF_ERROR(Validate(mode));
+  return mode;
+}
+
+Result<RunnerOptions> LoadedModel::Options() const {
+  RunnerOptions options;
+  options.max_model_len =
+      settings.max_model_len == 0 ? config.context_length : settings.max_model_len;
+  options.max_num_seqs = static_cast<int32_t>(settings.max_num_seqs);
+  options.max_batched_tokens = static_cast<int32_t>(settings.max_num_batched_tokens);
+  options.kv_cache_bytes =
+      static_cast<int64_t>(settings.kv_cache_gib * 1024.0 * 1024.0 * 1024.0);
+  if (options.kv_cache_bytes == 0) {
+    // Full contexts for every slot, unless that is more than a share of the memory that is free;
+    // the list of modes shares it.
+    ASSIGN_OR_RETURN(const std::vector<std::string> modes, settings.AttentionNames());
+    constexpr double kShareOfFreeMemory = 0.6;
+    options.kv_cache_bytes = static_cast<int64_t>(
+        kShareOfFreeMemory * static_cast<double>(backend->facts().free_bytes) /
+        static_cast<double>(modes.size()));
+  }
+  return options;
+}
+
+Result<std::unique_ptr<LlamaRunner>> LoadedModel::MakeRunner(const std::string& attention) const {
+  CHECK(weights != nullptr);
+  ASSIGN_OR_RETURN(const AttentionMode mode, Mode(attention));
+  ASSIGN_OR_RETURN(const RunnerOptions options, Options());
+  return LlamaRunner::Make(*backend, weights, mode, options);
+}
+
+}  // namespace lserve

@@ -1,0 +1,88 @@
+#include "engine/settings.h"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+#include <sstream>
+
+namespace lserve {
+namespace {
+
+Status CheckRange(const char* flag, int64_t value, int64_t low, int64_t high) {
+  return value >= low && value <= high
+             ? OkStatus()
+             : InvalidArgument("--{} {} is outside {} to {}", flag, value, low, high);
+}
+
+Status CheckRange(const char* flag, double value, double low, double high) {
+  return std::isfinite(value) && value >= low && value <= high
+             ? OkStatus()
+             : InvalidArgument("--{} {} is outside {} to {}", flag, value, low, high);
+}
+
+Status CheckOneOf(const char* flag, const std::string& value,
+                  const std::vector<std::string>& known) {
+  if (std::find(known.begin(), known.end(), value) != known.end()) {
+    return OkStatus();
+  }
+  return InvalidArgument("--{} \"{}\" is none of {}", flag, value, fmt::join(known, ", "));
+}
+
+}  // namespace
+
+Result<std::vector<std::string>> Settings::AttentionNames() const {
+  std::vector<std::string> names;
+  std::istringstream list(attention);
+  for (std::string name; std::getline(list, name, ',');) {
+    RETURN_IF_ERROR(CheckOneOf("attention", name, {"lserve", "dense"}));
+    if (std::find(names.begin(), names.end(), name) != names.end()) {
+      return InvalidArgument("--attention \"{}\" names {} twice", attention, name);
+    }
+    names.push_back(name);
+  }
+  if (names.empty()) {
+    return InvalidArgument("--attention names no mode");
+  }
+  return names;
+}
+
+OrderedJson Settings::ToJson() const {
+  OrderedJson json;
+  ForEach(*this, [&](std::string flag, const auto& value, const char*) {
+    std::replace(flag.begin(), flag.end(), '-', '_');
+    json[flag] = value;
+  });
+  return json;
+}
+
+Status Validate(const Settings& s) {
+  RETURN_IF_ERROR(s.AttentionNames().status());
+  RETURN_IF_ERROR(CheckRange("streaming-share", s.streaming_share, 0.0, 1.0));
+  RETURN_IF_ERROR(CheckRange("sink-tokens", s.sink_tokens, 0, 1 << 20));
+  RETURN_IF_ERROR(CheckRange("local-tokens", s.local_tokens, 1, 1 << 20));
+  RETURN_IF_ERROR(CheckRange("token-budget", s.token_budget, 1, 1 << 24));
+  RETURN_IF_ERROR(CheckOneOf("page-score", s.page_score, {"minmax"}));
+  if (s.selection_unit != 64 && s.selection_unit != 32 && s.selection_unit != 16) {
+    return InvalidArgument("--selection-unit {} is none of 64, 32, 16", s.selection_unit);
+  }
+  if (s.token_budget % s.selection_unit != 0 || s.token_budget < 64 + 3 * s.selection_unit) {
+    return InvalidArgument(
+        "--token-budget {} is not a multiple of the selection unit {} and at least {}",
+        s.token_budget, s.selection_unit, 64 + 3 * s.selection_unit);
+  }
+  RETURN_IF_ERROR(CheckRange("reuse-interval", s.reuse_interval, 1, 1 << 20));
+  RETURN_IF_ERROR(CheckOneOf("dtype", s.dtype, {"auto", "bfloat16", "float32"}));
+  RETURN_IF_ERROR(CheckOneOf("kv-cache-dtype", s.kv_cache_dtype, {"auto", "bf16"}));
+  RETURN_IF_ERROR(CheckRange("max-model-len", s.max_model_len, 0, int64_t{1} << 30));
+  RETURN_IF_ERROR(CheckRange("max-num-seqs", s.max_num_seqs, 1, 1024));
+  RETURN_IF_ERROR(CheckRange("max-num-batched-tokens", s.max_num_batched_tokens, 128, 1 << 17));
+  RETURN_IF_ERROR(CheckRange("kv-cache-gib", s.kv_cache_gib, 0.0, 1 << 20));
+  RETURN_IF_ERROR(CheckRange("gpu-memory-utilization", s.gpu_memory_utilization, 0.05, 1.0));
+  if (s.tensor_parallel_size != 1) {
+    return Unimplemented("--tensor-parallel-size {}: only 1 is supported", s.tensor_parallel_size);
+  }
+  RETURN_IF_ERROR(CheckOneOf("device", s.device, {"auto", "cpu", "cuda", "ref"}));
+  return CheckRange("threads", s.threads, 0, 1024);
+}
+
+}  // namespace lserve

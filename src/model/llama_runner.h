@@ -1,0 +1,97 @@
+// LlamaRunner: the forward pass of a Llama-family decoder over a mixed batch, for one attention
+// mode. It owns its cache, activations and step arrays, and shares the weights. The operations of a
+// step are captured once, at start-up: one graph for steps of decode rows alone, one for steps with
+// prompt chunks; a step only rewrites the arrays they read. Used by one thread at a time.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/status.h"
+#include "kernels/backend.h"
+#include "kv/two_lane_cache.h"
+#include "model/runner.h"
+#include "model/weights.h"
+#include "sparse/attention_mode.h"
+
+namespace lserve {
+
+struct RunnerOptions {
+  int64_t max_model_len = 0;       // 0: the model's context length
+  int32_t max_num_seqs = 8;        // 1 to 1024
+  int32_t max_batched_tokens = 2048;  // prefill rows of one step, 128 to 2^17
+  int64_t kv_cache_bytes = 0;      // of all pools; 0: what max_num_seqs full contexts take
+  int32_t max_logit_rows = 0;      // 0: max_num_seqs; more to read logits of many rows
+};
+
+class LlamaRunner : public Runner {
+ public:
+  // Errors: kInvalidArgument (an option out of range; a context or cache too small, naming both),
+  // kResourceExhausted.
+  static Result<std::unique_ptr<LlamaRunner>> Make(Backend& backend,
+                                                   std::shared_ptr<const ModelWeights> weights,
+                                                   const AttentionMode& mode,
+                                                   const RunnerOptions& options);
+
+  const RunnerLimits& limits() const override { return limits_; }
+  Result<int32_t> OpenSlot(std::span<const int32_t> prompt, const SlotSampling& sampling) override;
+  Status Reserve(int32_t slot, int64_t tokens) override { return cache_->Reserve(slot, tokens); }
+  Result<int32_t> Fork(int32_t slot, std::span<const int32_t> prompt,
+                       const SlotSampling& sampling) override;
+  void CloseSlot(int32_t slot) override { cache_->CloseSlot(slot); }
+  int64_t PagesFor(int64_t tokens) const override { return TwoLaneCache::PagesFor(tokens); }
+  int64_t FreePages() const override { return cache_->free_pages(); }
+  int64_t KvBytes(int32_t slot) const override { return cache_->KvBytes(slot); }
+  Result<std::vector<SampledToken>> Step(const StepInput& input) override;
+
+  // Runs a step and returns the float32 logits [rows, vocab_size] of the given rows of its batch
+  // (decode rows first, then the chunks' rows, in the input's order); at most max_logit_rows.
+  // Nothing is sampled.
+  Result<std::vector<float>> StepLogits(const StepInput& input, std::span<const int32_t> rows);
+
+  const AttentionMode& mode() const { return mode_; }
+  const TwoLaneCache& cache() const { return *cache_; }
+
+ private:
+
+  LlamaRunner(Backend& backend, std::shared_ptr<const ModelWeights> weights, AttentionMode mode);
+
+  Status AllocateMemory(const RunnerOptions& options);
+  // Validates the operations' parameters and captures the graphs.
+  Status Capture();
+  // Appends the forward pass to the stream, or only finds the workspace it needs.
+  enum class Pass { kDecode, kMixed };
+  template <typename Visitor>
+  void ForEachOp(Pass pass, bool sample, Visitor&& visit) const;
+  template <typename Visitor>
+  void ForEachLayerOp(Pass pass, size_t layer, Visitor&& visit) const;
+
+  // Fills and uploads the step arrays. Returns the pass that the step needs.
+  Pass FillStep(const StepInput& input, std::span<const int32_t> logit_rows);
+  void SetUpSlot(int32_t slot, std::span<const int32_t> prompt, const SlotSampling& sampling);
+
+  Backend& backend_;
+  const std::shared_ptr<const ModelWeights> weights_;
+  const AttentionMode mode_;
+  RunnerLimits limits_;
+  std::unique_ptr<Stream> stream_;
+  std::unique_ptr<TwoLaneCache> cache_;
+
+  // Activations, [max_rows + slack, ...] in the weights' activation dtype.
+  Buffer residual_, normed_, qkv_, q_, attended_, intermediate_, angles_, workspace_;
+  Buffer logits_;  // [max_logit_rows, vocab_size] float32
+  // By slot.
+  Buffer last_token_, prompt_tokens_, sampling_, token_counts_, prompt_seen_, units_, unit_counts_;
+  Buffer sampled_;
+  BatchView batch_;
+  Buffer step_device_;
+  std::vector<std::byte> step_host_;
+  int64_t workspace_bytes_ = 0;
+  int32_t unit_capacity_ = 0;
+
+  std::unique_ptr<Graph> decode_graph_, mixed_graph_;                 // with sampling
+  std::unique_ptr<Graph> decode_logits_graph_, mixed_logits_graph_;   // without
+};
+
+}  // namespace lserve
