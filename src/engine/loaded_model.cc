@@ -54,14 +54,14 @@ Result<LoadedModel> LoadedModel::Open(const std::string& path, const Settings& s
     return chat_template.status();
   }
   ASSIGN_OR_RETURN(model.plan, LoadPlan(path, settings, model.config, &model.plan_source));
-  ASSIGN_OR_RETURN(model.backend,
-                   MakeBackend(settings.device,
-                               BackendOptions{static_cast<int32_t>(settings.threads)}));
+  ASSIGN_OR_RETURN(
+      model.backend,
+      MakeBackend(settings.device, BackendOptions{static_cast<int32_t>(settings.threads)}));
   return model;
 }
 
 Status LoadedModel::LoadWeights(const std::function<void(double)>& progress) {
-  const DType dtype = settings.dtype == "float32" ? DType::kFloat32 : DType::kBFloat16;
+  const DType dtype = ActivationsDType();
   RETURN_IF_ERROR(backend->SupportsActivations(dtype));
   ASSIGN_OR_RETURN(weights, ModelWeights::Load(path, config, plan, dtype, *backend, progress));
   return OkStatus();
@@ -77,10 +77,9 @@ Result<AttentionMode> LoadedModel::Mode(const std::string& attention) const {
   mode.sink_tokens = static_cast<int32_t>(settings.sink_tokens);
   mode.local_tokens = static_cast<int32_t>(settings.local_tokens);
   mode.score = PageScore::kMinMax;
-  mode.policy = SelectionPolicy{
-      .token_budget = static_cast<int32_t>(settings.token_budget),
-      .unit_tokens = static_cast<int32_t>(settings.selection_unit),
-      .reuse_interval = static_cast<int32_t>(settings.reuse_interval)};
+  mode.policy = SelectionPolicy{.token_budget = static_cast<int32_t>(settings.token_budget),
+                                .unit_tokens = static_cast<int32_t>(settings.selection_unit),
+                                .reuse_interval = static_cast<int32_t>(settings.reuse_interval)};
   RETURN_IF_ERROR(Validate(mode));
   return mode;
 }
@@ -91,16 +90,15 @@ Result<RunnerOptions> LoadedModel::Options() const {
       settings.max_model_len == 0 ? config.context_length : settings.max_model_len;
   options.max_num_seqs = static_cast<int32_t>(settings.max_num_seqs);
   options.max_batched_tokens = static_cast<int32_t>(settings.max_num_batched_tokens);
-  options.kv_cache_bytes =
-      static_cast<int64_t>(settings.kv_cache_gib * 1024.0 * 1024.0 * 1024.0);
+  options.kv_cache_bytes = static_cast<int64_t>(settings.kv_cache_gib * 1024.0 * 1024.0 * 1024.0);
   if (options.kv_cache_bytes == 0) {
     // Full contexts for every slot, unless that is more than a share of the memory that is free;
     // the list of modes shares it.
     ASSIGN_OR_RETURN(const std::vector<std::string> modes, settings.AttentionNames());
     constexpr double kShareOfFreeMemory = 0.6;
-    options.kv_cache_bytes = static_cast<int64_t>(
-        kShareOfFreeMemory * static_cast<double>(backend->facts().free_bytes) /
-        static_cast<double>(modes.size()));
+    options.kv_cache_bytes =
+        static_cast<int64_t>(kShareOfFreeMemory * static_cast<double>(backend->facts().free_bytes) /
+                             static_cast<double>(modes.size()));
   }
   return options;
 }

@@ -1,5 +1,6 @@
-// LoadedModel: a model folder made ready to run: configuration, tokenizer, chat template, head plan,
-// packed weights, and runners on demand. What the subcommands share. Used by one thread at a time.
+// LoadedModel: a model folder made ready to run: configuration, tokenizer, chat template, head
+// plan, packed weights, and runners on demand. What the subcommands share. Used by one thread at a
+// time.
 #pragma once
 
 #include <functional>
@@ -36,6 +37,9 @@ struct LoadedModel {
   // Packs the weights; `progress` as in ModelWeights::Load.
   Status LoadWeights(const std::function<void(double)>& progress);
 
+  DType ActivationsDType() const {
+    return settings.dtype == "float32" ? DType::kFloat32 : DType::kBFloat16;
+  }
   // The mode called "lserve" or "dense", with the settings' values.
   Result<AttentionMode> Mode(const std::string& attention) const;
   // Sizes one mode's cache by the settings and by the device's free memory.

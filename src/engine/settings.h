@@ -1,6 +1,6 @@
-// Settings: everything a user can set about a model's serving, in one list of fields. The list feeds
-// flags and --help, the start-up report, /metrics and every JSON result, so a result names its
-// settings. A value.
+// Settings: everything a user can set about a model's serving, in one list of fields. The list
+// feeds flags and --help, the start-up report, /metrics and every JSON result, so a result names
+// its settings. A value.
 #pragma once
 
 #include <cstdint>
@@ -51,8 +51,7 @@ struct Settings {
           "gates of the KV heads (default: full_attention_heads.tsv in the model folder)");
     visit("dtype", s.dtype, "activations and weights: auto, bfloat16 or float32 (ref only)");
     visit("kv-cache-dtype", s.kv_cache_dtype, "format of closed pages: auto or bf16");
-    visit("max-model-len", s.max_model_len,
-          "context of a sequence in tokens; 0: the model's own");
+    visit("max-model-len", s.max_model_len, "context of a sequence in tokens; 0: the model's own");
     visit("max-num-seqs", s.max_num_seqs, "sequences that run side by side");
     visit("max-num-batched-tokens", s.max_num_batched_tokens, "prompt tokens of one step");
     visit("kv-cache-gib", s.kv_cache_gib,

@@ -72,27 +72,22 @@ Result<std::unique_ptr<LlamaRunner>> LlamaRunner::Make(Backend& backend,
   return runner;
 }
 
-Status LlamaRunner::AllocateMemory(const RunnerOptions& options) {
-  const ModelConfig& config = weights_->config;
-  const DType dtype = weights_->activations;
-  batch_.max_decode_rows = options.max_num_seqs;
-  batch_.max_rows = options.max_batched_tokens + options.max_num_seqs;
-  batch_.max_chunks = options.max_num_seqs;
-  batch_.max_logit_rows = options.max_logit_rows;
-  batch_.max_slots = options.max_num_seqs;
-
+Result<CacheConfig> LlamaRunner::MakeCacheConfig(const ModelConfig& config,
+                                                 const AttentionMode& mode,
+                                                 const RunnerOptions& options,
+                                                 DType activations) {
   CacheConfig cache;
-  cache.retrieval_heads = mode_.retrieval_heads();
+  cache.retrieval_heads = mode.retrieval_heads();
   cache.kv_heads = static_cast<int32_t>(config.num_kv_heads);
   cache.head_dim = static_cast<int32_t>(config.head_dim);
-  cache.format = dtype == DType::kFloat32 ? KvFormat::kFloat32 : KvFormat::kBFloat16;
-  cache.score = mode_.score;
-  cache.sink_tokens = mode_.sink_tokens;
-  cache.local_tokens = mode_.local_tokens;
+  cache.format = activations == DType::kFloat32 ? KvFormat::kFloat32 : KvFormat::kBFloat16;
+  cache.score = mode.score;
+  cache.sink_tokens = mode.sink_tokens;
+  cache.local_tokens = mode.local_tokens;
   cache.max_slots = options.max_num_seqs;
   cache.max_model_len = options.max_model_len;
   // A chunk touches at most two pages more than its full ones.
-  cache.max_chunk_pages = options.max_batched_tokens / kPageTokens + 2 * batch_.max_chunks;
+  cache.max_chunk_pages = options.max_batched_tokens / kPageTokens + 2 * options.max_num_seqs;
   const int64_t full = int64_t{options.max_num_seqs} * TwoLaneCache::PagesFor(cache.max_model_len);
   const int64_t page_bytes = cache.RetrievalPageBytes();
   if (options.kv_cache_bytes == 0 || page_bytes == 0) {
@@ -107,6 +102,19 @@ Status LlamaRunner::AllocateMemory(const RunnerOptions& options) {
     }
     cache.retrieval_pages = pages;
   }
+  return cache;
+}
+
+Status LlamaRunner::AllocateMemory(const RunnerOptions& options) {
+  const ModelConfig& config = weights_->config;
+  const DType dtype = weights_->activations;
+  batch_.max_decode_rows = options.max_num_seqs;
+  batch_.max_rows = options.max_batched_tokens + options.max_num_seqs;
+  batch_.max_chunks = options.max_num_seqs;
+  batch_.max_logit_rows = options.max_logit_rows;
+  batch_.max_slots = options.max_num_seqs;
+
+  ASSIGN_OR_RETURN(CacheConfig cache, MakeCacheConfig(config, mode_, options, dtype));
   ASSIGN_OR_RETURN(cache_, TwoLaneCache::Make(backend_, *stream_, std::move(cache)));
 
   limits_.max_model_len = options.max_model_len;

@@ -34,6 +34,11 @@ class LlamaRunner : public Runner {
                                                    const AttentionMode& mode,
                                                    const RunnerOptions& options);
 
+  // The cache of a runner with checked options: what Make allocates, and what `inspect` reports.
+  // Errors: kInvalidArgument (a cache of kv_cache_bytes is too small).
+  static Result<CacheConfig> MakeCacheConfig(const ModelConfig& config, const AttentionMode& mode,
+                                             const RunnerOptions& options, DType activations);
+
   const RunnerLimits& limits() const override { return limits_; }
   Result<int32_t> OpenSlot(std::span<const int32_t> prompt, const SlotSampling& sampling) override;
   Status Reserve(int32_t slot, int64_t tokens) override { return cache_->Reserve(slot, tokens); }
