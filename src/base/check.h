@@ -13,31 +13,30 @@ namespace lserve {
 
 }  // namespace lserve
 
-#define CHECK_MSG(condition, ...)                                                   \
-  do {                                                                              \
-    if (!(condition)) [[unlikely]] {                                                \
-      ::lserve::CheckFailed(__FILE__, __LINE__,                                     \
-                            fmt::format("CHECK({}): ", #condition) +                \
-                                fmt::format(__VA_ARGS__));                          \
-    }                                                                               \
+#define CHECK_MSG(condition, ...)                                                               \
+  do {                                                                                          \
+    if (!(condition)) [[unlikely]] {                                                            \
+      ::lserve::CheckFailed(__FILE__, __LINE__,                                                 \
+                            fmt::format("CHECK({}): ", #condition) + fmt::format(__VA_ARGS__)); \
+    }                                                                                           \
   } while (false)
 
-#define CHECK(condition)                                                             \
-  do {                                                                               \
-    if (!(condition)) [[unlikely]] {                                                 \
-      ::lserve::CheckFailed(__FILE__, __LINE__, "CHECK(" #condition ")");            \
-    }                                                                                \
+#define CHECK(condition)                                                  \
+  do {                                                                    \
+    if (!(condition)) [[unlikely]] {                                      \
+      ::lserve::CheckFailed(__FILE__, __LINE__, "CHECK(" #condition ")"); \
+    }                                                                     \
   } while (false)
 
-#define LSERVE_CHECK_OP(op, a, b)                                                            \
-  do {                                                                                       \
-    const auto& check_a = (a);                                                               \
-    const auto& check_b = (b);                                                               \
-    if (!(check_a op check_b)) [[unlikely]] {                                                \
-      ::lserve::CheckFailed(__FILE__, __LINE__,                                              \
-                            fmt::format("CHECK({} {} {}): {} against {}", #a, #op, #b,       \
-                                        check_a, check_b));                                  \
-    }                                                                                        \
+#define LSERVE_CHECK_OP(op, a, b)                                                        \
+  do {                                                                                   \
+    const auto& check_a = (a);                                                           \
+    const auto& check_b = (b);                                                           \
+    if (!(check_a op check_b)) [[unlikely]] {                                            \
+      ::lserve::CheckFailed(                                                             \
+          __FILE__, __LINE__,                                                            \
+          fmt::format("CHECK({} {} {}): {} against {}", #a, #op, #b, check_a, check_b)); \
+    }                                                                                    \
   } while (false)
 
 #define CHECK_EQ(a, b) LSERVE_CHECK_OP(==, a, b)

@@ -19,16 +19,13 @@ Result<Json> ParseJson(std::string_view text, std::string_view what, int max_dep
         keys.emplace_back();
         break;
       case Json::parse_event_t::object_end:
-      case Json::parse_event_t::array_end:
-        keys.pop_back();
-        break;
+      case Json::parse_event_t::array_end: keys.pop_back(); break;
       case Json::parse_event_t::key:
         if (!keys.back().insert(parsed.get<std::string>()).second && twice.empty()) {
           twice = parsed.get<std::string>();
         }
         break;
-      case Json::parse_event_t::value:
-        break;
+      case Json::parse_event_t::value: break;
     }
     return !too_deep;
   };

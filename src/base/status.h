@@ -76,7 +76,7 @@ Status Internal(fmt::format_string<Args...> format, Args&&... args) {
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}  // NOLINT(google-explicit-constructor)
+  Result(T value) : value_(std::move(value)) {}         // NOLINT(google-explicit-constructor)
   Result(Status status) : status_(std::move(status)) {  // NOLINT(google-explicit-constructor)
     CHECK(!status_.ok());
   }
@@ -112,11 +112,11 @@ class [[nodiscard]] Result {
 #define LSERVE_CONCAT_INNER(a, b) a##b
 #define LSERVE_CONCAT(a, b) LSERVE_CONCAT_INNER(a, b)
 
-#define RETURN_IF_ERROR(expr)                                             \
-  do {                                                                    \
-    if (::lserve::Status status_or_ok = (expr); !status_or_ok.ok()) {     \
-      return status_or_ok;                                                \
-    }                                                                     \
+#define RETURN_IF_ERROR(expr)                                         \
+  do {                                                                \
+    if (::lserve::Status status_or_ok = (expr); !status_or_ok.ok()) { \
+      return status_or_ok;                                            \
+    }                                                                 \
   } while (false)
 
 // ASSIGN_OR_RETURN(auto x, MakeX());

@@ -70,13 +70,12 @@ Result<Measurement> Measure(const LoadedModel& model, const std::string& attenti
   const int64_t prompt_tokens = length - arguments.decode_tokens;
   const double prefill_start = NowSeconds();
   for (int64_t i = 0; i < arguments.batch; ++i) {
-    const std::vector<int32_t> prompt =
-        RandomPrompt(prompt_tokens, model.config.vocab_size,
-                     arguments.seed + static_cast<uint64_t>(i));
+    const std::vector<int32_t> prompt = RandomPrompt(prompt_tokens, model.config.vocab_size,
+                                                     arguments.seed + static_cast<uint64_t>(i));
     ASSIGN_OR_RETURN(const int32_t slot, runner->OpenSlot(prompt, kGreedySampling));
-    ASSIGN_OR_RETURN(const int32_t token,
-                     PrefillPrompt(*runner, slot, prompt, 0,
-                                   model.settings.max_num_batched_tokens, true));
+    ASSIGN_OR_RETURN(
+        const int32_t token,
+        PrefillPrompt(*runner, slot, prompt, 0, model.settings.max_num_batched_tokens, true));
     CHECK_GE(token, 0);
     slots.push_back(slot);
   }
@@ -111,8 +110,8 @@ double Quantile(std::vector<double> values, double share) {
   return values[std::min(rank, values.size() - 1)];
 }
 
-OrderedJson Summarise(const std::string& attention, int64_t length,
-                      const BenchArguments& arguments, const std::vector<Measurement>& runs) {
+OrderedJson Summarise(const std::string& attention, int64_t length, const BenchArguments& arguments,
+                      const std::vector<Measurement>& runs) {
   std::vector<double> prefill, decode_mean, decode_steps;
   Measurement worst;
   for (const Measurement& run : runs) {
@@ -158,7 +157,7 @@ Status Bench(BenchArguments& arguments) {
   ASSIGN_OR_RETURN(const LoadedModel model,
                    LoadModelForCommand(arguments.model, arguments.settings));
   const int64_t context = arguments.settings.max_model_len == 0 ? model.config.context_length
-                                                               : arguments.settings.max_model_len;
+                                                                : arguments.settings.max_model_len;
   for (const int64_t length : arguments.lengths) {
     if (length <= arguments.decode_tokens || length > context) {
       return InvalidArgument("--lengths {} is outside {} to {} (decode tokens + 1 to the context)",

@@ -115,13 +115,10 @@ Result<QuestionFile> ReadQuestions(const EvalArguments& arguments) {
       }
     }
     const bool wanted_kind =
-        arguments.kinds.empty() ||
-        std::find(arguments.kinds.begin(), arguments.kinds.end(), question.kind) !=
-            arguments.kinds.end();
-    const bool wanted_length =
-        arguments.max_length == 0 || question.length <= arguments.max_length;
-    const bool below_limit =
-        arguments.limit == 0 || std::ssize(file.questions) < arguments.limit;
+        arguments.kinds.empty() || std::find(arguments.kinds.begin(), arguments.kinds.end(),
+                                             question.kind) != arguments.kinds.end();
+    const bool wanted_length = arguments.max_length == 0 || question.length <= arguments.max_length;
+    const bool below_limit = arguments.limit == 0 || std::ssize(file.questions) < arguments.limit;
     if (wanted_kind && wanted_length && below_limit) {
       file.questions.push_back(std::move(question));
     }
@@ -219,10 +216,9 @@ class DocumentReader {
     }
     prefix_tokens_ = static_cast<int64_t>(shared) / kQueryBlockTokens * kQueryBlockTokens;
     ASSIGN_OR_RETURN(prefix_slot_, runner_.OpenSlot({}, kGreedySampling));
-    const std::span<const int32_t> prefix(prompts[0].data(),
-                                          static_cast<size_t>(prefix_tokens_));
-    return PrefillPrompt(runner_, prefix_slot_, prefix, 0,
-                         model_.settings.max_num_batched_tokens, false, progress)
+    const std::span<const int32_t> prefix(prompts[0].data(), static_cast<size_t>(prefix_tokens_));
+    return PrefillPrompt(runner_, prefix_slot_, prefix, 0, model_.settings.max_num_batched_tokens,
+                         false, progress)
         .status();
   }
 
@@ -236,9 +232,8 @@ class DocumentReader {
  private:
   Result<std::string> AnswerInSlot(int32_t slot, const std::vector<int32_t>& prompt) {
     const std::vector<int32_t>& eos = model_.config.eos_token_ids;
-    ASSIGN_OR_RETURN(int32_t token,
-                     PrefillPrompt(runner_, slot, prompt, prefix_tokens_,
-                                   model_.settings.max_num_batched_tokens, true));
+    ASSIGN_OR_RETURN(int32_t token, PrefillPrompt(runner_, slot, prompt, prefix_tokens_,
+                                                  model_.settings.max_num_batched_tokens, true));
     std::vector<int32_t> answer;
     auto position = static_cast<int64_t>(prompt.size());
     while (std::find(eos.begin(), eos.end(), token) == eos.end()) {
@@ -318,8 +313,8 @@ Result<std::vector<std::string>> RunMode(const LoadedModel& model, const std::st
   return predictions;
 }
 
-OrderedJson Report(const std::string& attention, const LoadedModel& model,
-                   const QuestionFile& file, const std::vector<std::string>& predictions) {
+OrderedJson Report(const std::string& attention, const LoadedModel& model, const QuestionFile& file,
+                   const std::vector<std::string>& predictions) {
   OrderedJson rows = OrderedJson::array();
   std::map<std::pair<std::string, int64_t>, std::pair<int64_t, int64_t>> tally;  // right, total
   int64_t right = 0;
@@ -371,9 +366,8 @@ Status Eval(EvalArguments& arguments) {
   if (!model.chat_template.has_value()) {
     return FailedPrecondition("{} has no chat template", model.path);
   }
-  ASSIGN_OR_RETURN(PartialResults partial,
-                   PartialResults::Open(arguments.json, arguments.resume,
-                                        arguments.settings.ToJson()));
+  ASSIGN_OR_RETURN(PartialResults partial, PartialResults::Open(arguments.json, arguments.resume,
+                                                                arguments.settings.ToJson()));
   ASSIGN_OR_RETURN(const std::vector<std::string> modes, arguments.settings.AttentionNames());
   std::vector<OrderedJson> runs;
   for (const std::string& attention : modes) {

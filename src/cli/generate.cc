@@ -85,10 +85,10 @@ Status Generate(GenerateArguments& arguments) {
   const OutputSink sink = [&](const OutputEvent& event) {
     const std::lock_guard lock(mutex);
     if (event.stats.generated_tokens == 0 && event.finish == FinishReason::kNone) {
-      line.Show(static_cast<double>(event.stats.prefilled_tokens) /
-                    static_cast<double>(event.stats.prompt_tokens),
-                fmt::format("{} of {} tokens", event.stats.prefilled_tokens,
-                            event.stats.prompt_tokens));
+      line.Show(
+          static_cast<double>(event.stats.prefilled_tokens) /
+              static_cast<double>(event.stats.prompt_tokens),
+          fmt::format("{} of {} tokens", event.stats.prefilled_tokens, event.stats.prompt_tokens));
       return;
     }
     line.Clear();
@@ -111,12 +111,11 @@ Status Generate(GenerateArguments& arguments) {
   }
   const RequestStats& stats = last.stats;
   if (arguments.verbose) {
-    std::fprintf(stderr,
-                 "%ld prompt tokens in %.2f s, %ld generated in %.2f s, KV %.1f MiB, finish: %s\n",
-                 static_cast<long>(stats.prompt_tokens), stats.prefill_seconds,
-                 static_cast<long>(stats.generated_tokens), stats.decode_seconds,
-                 static_cast<double>(stats.kv_bytes) / (1024.0 * 1024.0),
-                 FinishReasonName(last.finish));
+    std::fprintf(
+        stderr, "%ld prompt tokens in %.2f s, %ld generated in %.2f s, KV %.1f MiB, finish: %s\n",
+        static_cast<long>(stats.prompt_tokens), stats.prefill_seconds,
+        static_cast<long>(stats.generated_tokens), stats.decode_seconds,
+        static_cast<double>(stats.kv_bytes) / (1024.0 * 1024.0), FinishReasonName(last.finish));
   }
   OrderedJson result;
   result["settings"] = arguments.settings.ToJson();

@@ -21,27 +21,26 @@ constexpr double kMiB = 1024.0 * 1024.0;
 int64_t SequenceBytes(const CacheConfig& cache, int64_t tokens) {
   const int64_t pages = TwoLaneCache::PagesFor(tokens) + 1;
   const int64_t ring = int64_t{cache.sink_pages()} + cache.ring_pages();
-  return pages * cache.RetrievalPageBytes() +
-         std::min(pages, ring) * cache.StreamingPageBytes();
+  return pages * cache.RetrievalPageBytes() + std::min(pages, ring) * cache.StreamingPageBytes();
 }
 
 Result<OrderedJson> InspectMode(const LoadedModel& model, const std::string& attention) {
   ASSIGN_OR_RETURN(const AttentionMode mode, model.Mode(attention));
   ASSIGN_OR_RETURN(const RunnerOptions options, model.Options());
-  ASSIGN_OR_RETURN(const CacheConfig cache,
-                   LlamaRunner::MakeCacheConfig(model.config, mode, options,
-                                                model.ActivationsDType()));
+  ASSIGN_OR_RETURN(
+      const CacheConfig cache,
+      LlamaRunner::MakeCacheConfig(model.config, mode, options, model.ActivationsDType()));
   const int64_t context = options.max_model_len;
   std::printf("\n%s\n", attention.c_str());
   std::printf("  %-34s %12.1f\n", "KV bytes a token, retrieval lane",
               static_cast<double>(cache.RetrievalPageBytes()) / kPageTokens);
-  std::printf("  %-34s %12.2f\n", "streaming lane of a sequence, MiB",
-              static_cast<double>((cache.sink_pages() + cache.ring_pages()) *
-                                  cache.StreamingPageBytes()) / kMiB);
+  std::printf(
+      "  %-34s %12.2f\n", "streaming lane of a sequence, MiB",
+      static_cast<double>((cache.sink_pages() + cache.ring_pages()) * cache.StreamingPageBytes()) /
+          kMiB);
   OrderedJson row;
   row["attention"] = attention;
-  row["retrieval_bytes_per_token"] =
-      static_cast<double>(cache.RetrievalPageBytes()) / kPageTokens;
+  row["retrieval_bytes_per_token"] = static_cast<double>(cache.RetrievalPageBytes()) / kPageTokens;
   row["streaming_bytes_per_sequence"] =
       (cache.sink_pages() + cache.ring_pages()) * cache.StreamingPageBytes();
   for (int64_t tokens : {int64_t{4096}, int64_t{32768}, int64_t{131072}, context}) {
@@ -68,8 +67,7 @@ Result<OrderedJson> InspectMode(const LoadedModel& model, const std::string& att
 }
 
 Status Inspect(const InspectArguments& arguments) {
-  ASSIGN_OR_RETURN(const LoadedModel model,
-                   LoadedModel::Open(arguments.model, arguments.settings));
+  ASSIGN_OR_RETURN(const LoadedModel model, LoadedModel::Open(arguments.model, arguments.settings));
   const ModelConfig& c = model.config;
   std::printf("%s: %s, %ld layers, %ld query / %ld KV heads of %ld, hidden %ld, vocabulary %ld\n",
               model.name.c_str(), c.architecture.c_str(), static_cast<long>(c.num_layers),

@@ -86,8 +86,7 @@ class Backend {
   // Packs a weight for activations of `activations` dtype; `fused_silu` tells that it will run with
   // Epilogue::kSiluMul. Errors: kInvalidArgument (shape), kResourceExhausted.
   virtual Result<std::unique_ptr<PackedLinear>> PackLinear(const LinearWeight& weight,
-                                                           DType activations,
-                                                           bool fused_silu) = 0;
+                                                           DType activations, bool fused_silu) = 0;
 };
 
 struct BackendOptions {

@@ -45,10 +45,9 @@ struct KvPageLayout {
     return int64_t{kPageTokens} * padded_head_dim * KvElementBytes(format);
   }
   constexpr int64_t stats_bytes() const {
-    return score == PageScore::kNone
-               ? 0
-               : int64_t{kPageTokens / kLogicalPageTokens} * 2 * padded_head_dim *
-                     KvElementBytes(format);
+    return score == PageScore::kNone ? 0
+                                     : int64_t{kPageTokens / kLogicalPageTokens} * 2 *
+                                           padded_head_dim * KvElementBytes(format);
   }
   constexpr int64_t key_offset(int32_t head) const { return head * plane_bytes(); }
   constexpr int64_t value_offset(int32_t head) const { return (heads + head) * plane_bytes(); }

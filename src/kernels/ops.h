@@ -59,13 +59,14 @@ struct BatchView {
   int32_t max_slots;
 };
 
-// ---- Embedding, normalisation, linear layers -----------------------------------------------------
+// ---- Embedding, normalisation, linear layers
+// -----------------------------------------------------
 
 // output[row] = table[token of row]
 struct EmbedRowsParams {
   BatchView batch;
-  const void* table;  // [vocab_size, hidden], row-major
-  DType table_dtype;  // kBFloat16, kFloat16 or kFloat32
+  const void* table;          // [vocab_size, hidden], row-major
+  DType table_dtype;          // kBFloat16, kFloat16 or kFloat32
   const int32_t* last_token;  // [max_slots], what row_token -1 refers to
   void* output;               // [max_rows, hidden] of dtype
   DType dtype;
@@ -132,11 +133,12 @@ struct LinearParams {
   void* workspace;
 };
 
-// ---- Cache ---------------------------------------------------------------------------------------
+// ---- Cache
+// ---------------------------------------------------------------------------------------
 
-// One layer's part of the retrieval lane. A slot's newest page is open and lies in `open`; it closes
-// into the page pool when the first token of the next page is appended. With p = position / 64 of
-// the newest token, pages [0, p) are closed.
+// One layer's part of the retrieval lane. A slot's newest page is open and lies in `open`; it
+// closes into the page pool when the first token of the next page is appended. With p = position /
+// 64 of the newest token, pages [0, p) are closed.
 struct RetrievalLane {
   std::byte* pages;      // [pool pages, layout.page_bytes()], closed pages
   std::byte* open;       // [max_slots, layout.page_bytes()]
@@ -159,9 +161,8 @@ struct StreamingLane {
 };
 
 constexpr int32_t StreamingRingSlot(const StreamingLane& lane, int32_t page) {
-  return page < lane.sink_pages
-             ? page
-             : lane.sink_pages + (page - lane.sink_pages) % lane.ring_pages;
+  return page < lane.sink_pages ? page
+                                : lane.sink_pages + (page - lane.sink_pages) % lane.ring_pages;
 }
 
 // angles[row][d] = (cos, sin) of float32(position) * float32(inverse_frequencies[d]), times scale.
@@ -175,19 +176,20 @@ struct RopeAnglesParams {
 
 // Bias, q/k normalisation, RoPE (NeoX halves: d pairs with d + head_dim / 2) and append of one
 // layer's q, k, v. q and k are rounded to dtype after RoPE; statistics see the rounded keys.
-//   decode row:   k, v go to the slot's open page and to its ring page; a full open page closes first
-//   prefill row:  retrieval heads as above, page by page; streaming heads go to chunk_pages, where
+//   decode row:   k, v go to the slot's open page and to its ring page; a full open page closes
+//   first prefill row:  retrieval heads as above, page by page; streaming heads go to chunk_pages,
+//   where
 //                 a page that the chunk enters in its middle is completed from the ring
 // A fresh page's statistics start with its first token: nothing of a recycled page survives.
 struct RopeAppendParams {
   BatchView batch;
-  const void* qkv;       // [max_rows, (q_heads + 2 kv_heads) * head_dim] of dtype: q, k, v; heads
-                         // in the layer's own order, retrieval first
-  const void* bias;      // [(q_heads + 2 kv_heads) * head_dim] of dtype, or null
-  const void* q_norm;    // [head_dim] of dtype: RMS-normalise each query head, or null
-  const void* k_norm;    // [head_dim] of dtype, or null
-  const float* angles;   // [max_rows, head_dim / 2, 2]
-  void* q;               // [max_rows, q_heads, head_dim] of dtype, output
+  const void* qkv;      // [max_rows, (q_heads + 2 kv_heads) * head_dim] of dtype: q, k, v; heads
+                        // in the layer's own order, retrieval first
+  const void* bias;     // [(q_heads + 2 kv_heads) * head_dim] of dtype, or null
+  const void* q_norm;   // [head_dim] of dtype: RMS-normalise each query head, or null
+  const void* k_norm;   // [head_dim] of dtype, or null
+  const float* angles;  // [max_rows, head_dim / 2, 2]
+  void* q;              // [max_rows, q_heads, head_dim] of dtype, output
   RetrievalLane retrieval;
   StreamingLane streaming;
   DType dtype;
@@ -204,7 +206,8 @@ struct AppendStreamingParams {
   StreamingLane streaming;
 };
 
-// ---- Selection and attention ---------------------------------------------------------------------
+// ---- Selection and attention
+// ---------------------------------------------------------------------
 
 // One layer's selected units, by slot and retrieval head: list (slot, h) lies at
 // units + (slot * slot_lists + first_list + h) * capacity, its length at the same index of counts.
@@ -239,8 +242,8 @@ constexpr int32_t FirstForcedNewestUnit(int32_t tokens, int32_t unit_tokens) {
 // n <= budget the count becomes -1.
 struct SelectUnitsParams {
   BatchView batch;
-  const void* q;                 // [max_rows, q_heads, head_dim] of dtype
-  RetrievalLane retrieval;       // layout.score is not kNone
+  const void* q;            // [max_rows, q_heads, head_dim] of dtype
+  RetrievalLane retrieval;  // layout.score is not kNone
   UnitLists lists;
   const int32_t* prompt_tokens;  // [max_slots], prompt length of the slot's sequence
   float* scores;                 // optional [max_decode_rows, retrieval heads, max units] group
@@ -280,8 +283,8 @@ struct AttendPrefillParams {
   RetrievalLane retrieval;
   StreamingLane streaming;
   // Optional lists for retrieval heads, null for all causal blocks: the list of (query block b of
-  // the step, retrieval head h) is block_ids[block_offsets[b * R + h], block_offsets[b * R + h + 1])
-  // with ascending KV blocks, the diagonal ones included.
+  // the step, retrieval head h) is block_ids[block_offsets[b * R + h], block_offsets[b * R + h +
+  // 1]) with ascending KV blocks, the diagonal ones included.
   const int32_t* block_offsets;
   const int32_t* block_ids;
   DType dtype;
@@ -290,7 +293,8 @@ struct AttendPrefillParams {
   void* workspace;
 };
 
-// ---- Sampling ------------------------------------------------------------------------------------
+// ---- Sampling
+// ------------------------------------------------------------------------------------
 
 // A slot's sampling settings; ranges are checked where requests enter.
 struct SlotSampling {
@@ -321,14 +325,15 @@ struct SampleParams {
   void* workspace;
 };
 
-// ---- Moving pages --------------------------------------------------------------------------------
+// ---- Moving pages
+// --------------------------------------------------------------------------------
 
 // Byte copies between pages of one pool: page to[i] = page from[i].
 struct CopyPagesParams {
-  std::byte* destination;  // pool
-  const std::byte* source; // pool
-  const int32_t* from;     // [count]
-  const int32_t* to;       // [count]
+  std::byte* destination;   // pool
+  const std::byte* source;  // pool
+  const int32_t* from;      // [count]
+  const int32_t* to;        // [count]
   int32_t count;
   int64_t page_bytes;
 };
@@ -343,7 +348,8 @@ struct TransferPageParams {
   float* stats;  // null under PageScore::kNone
 };
 
-// ---- The table -----------------------------------------------------------------------------------
+// ---- The table
+// -----------------------------------------------------------------------------------
 
 class Stream;
 

@@ -12,9 +12,8 @@ KvPageLayout RetrievalLayout(const CacheConfig& config, int32_t layer) {
 }
 
 KvPageLayout StreamingLayout(const CacheConfig& config, int32_t layer) {
-  return MakeKvPageLayout(
-      config.kv_heads - config.retrieval_heads[static_cast<size_t>(layer)], config.head_dim,
-      config.format, PageScore::kNone);
+  return MakeKvPageLayout(config.kv_heads - config.retrieval_heads[static_cast<size_t>(layer)],
+                          config.head_dim, config.format, PageScore::kNone);
 }
 
 }  // namespace
@@ -46,8 +45,7 @@ Result<std::unique_ptr<TwoLaneCache>> TwoLaneCache::Make(Backend& backend, Strea
   CHECK_GT(config.max_slots, 0);
   CHECK_GT(config.max_model_len, 0);
   CHECK_GE(config.local_tokens, 1);
-  auto cache =
-      std::unique_ptr<TwoLaneCache>(new TwoLaneCache(backend, stream, std::move(config)));
+  auto cache = std::unique_ptr<TwoLaneCache>(new TwoLaneCache(backend, stream, std::move(config)));
   const CacheConfig& c = cache->config_;
   cache->slots_.resize(static_cast<size_t>(c.max_slots));
   const int32_t ring = cache->streaming_slot_pages();
@@ -168,18 +166,20 @@ Result<int32_t> TwoLaneCache::Fork(int32_t slot) {
       pages.push_back(s * ring + i);
     }
   }
-  backend_.CopyToDevice(fork_pages_.data(), pages.data(),
-                        static_cast<int64_t>(pages.size()) * 4, stream_);
+  backend_.CopyToDevice(fork_pages_.data(), pages.data(), static_cast<int64_t>(pages.size()) * 4,
+                        stream_);
   const int32_t* from = fork_pages_.As<int32_t>();
   const int32_t* to = from + 1 + ring;
   for (int32_t layer = 0; layer < static_cast<int32_t>(layers_.size()); ++layer) {
     const LayerMemory& memory = layers_[static_cast<size_t>(layer)];
     const auto copy_pages = [&](const Buffer& pool, int32_t first, int32_t count, int64_t bytes) {
       if (bytes > 0) {
-        backend_.ops().copy_pages.run(
-            stream_, CopyPagesParams{.destination = pool.data(), .source = pool.data(),
-                                     .from = from + first, .to = to + first, .count = count,
-                                     .page_bytes = bytes});
+        backend_.ops().copy_pages.run(stream_, CopyPagesParams{.destination = pool.data(),
+                                                               .source = pool.data(),
+                                                               .from = from + first,
+                                                               .to = to + first,
+                                                               .count = count,
+                                                               .page_bytes = bytes});
       }
     };
     copy_pages(memory.open, 0, 1, RetrievalLayout(config_, layer).page_bytes());

@@ -87,7 +87,9 @@ class TwoLaneCache {
   };
 
   TwoLaneCache(Backend& backend, Stream& stream, CacheConfig config)
-      : backend_(backend), stream_(stream), config_(std::move(config)),
+      : backend_(backend),
+        stream_(stream),
+        config_(std::move(config)),
         pool_(config_.retrieval_pages) {}
 
   // Writes table entries [first, pages.size()) of the slot to the device.

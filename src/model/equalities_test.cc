@@ -52,7 +52,8 @@ class Instance {
     const auto layers = static_cast<int32_t>(config.num_layers);
     const auto heads = static_cast<int32_t>(config.num_kv_heads);
     const HeadPlan plan = HeadPlan::FromGates(
-        ReadHeadGates(folder + "/full_attention_heads.tsv", layers, heads).value(), attention.share);
+        ReadHeadGates(folder + "/full_attention_heads.tsv", layers, heads).value(),
+        attention.share);
     AttentionMode mode = AttentionMode::Dense(plan);
     if (!attention.dense) {
       mode.name = "lserve";
@@ -258,10 +259,8 @@ TEST_P(Equalities, BudgetOneBelowTheContextStaysNearDense) {
   Attention dense;
   dense.share = 0;
   dense.dense = true;
-  const std::vector<float> got =
-      Instance(folder_, GetParam(), sparse).Run(prompt_, generated_);
-  const std::vector<float> want =
-      Instance(folder_, GetParam(), dense).Run(prompt_, generated_);
+  const std::vector<float> got = Instance(folder_, GetParam(), sparse).Run(prompt_, generated_);
+  const std::vector<float> want = Instance(folder_, GetParam(), dense).Run(prompt_, generated_);
   EXPECT_LT(CompareLogits(got, want, 97).relative, 0.2);
 }
 
@@ -424,9 +423,9 @@ TEST(AcrossBackends, CpuAgreesWithRefUnderSelection) {
   for (const int32_t unit : {16, 64}) {
     Attention attention;
     attention.policy = {.token_budget = 256, .unit_tokens = unit, .reuse_interval = 1};
-    const auto error = CompareLogits(
-        Instance(folder, Device{"cpu"}, attention).Run(prompt, generated),
-        Instance(folder, Device{"ref"}, attention).Run(prompt, generated), 97);
+    const auto error =
+        CompareLogits(Instance(folder, Device{"cpu"}, attention).Run(prompt, generated),
+                      Instance(folder, Device{"ref"}, attention).Run(prompt, generated), 97);
     EXPECT_LT(error.relative, 3e-2) << "unit " << unit;
     EXPECT_EQ(error.clear_differs, 0) << "unit " << unit;
   }

@@ -113,8 +113,7 @@ TEST_P(NeedleGoldenTest, LogitsMatchTransformers) {
   Result<Checkpoint> golden =
       Checkpoint::OpenFile(kSource + "/tests/goldens/needle-goldens.safetensors");
   ASSERT_TRUE(golden.ok()) << golden.status().message();
-  const std::vector<int64_t> ids =
-      golden->ReadIntegers(fmt::format("ids_{}", index)).value();
+  const std::vector<int64_t> ids = golden->ReadIntegers(fmt::format("ids_{}", index)).value();
   const std::vector<float> want =
       golden->ReadFloats(fmt::format("logits_last16_{}", index)).value();
   const std::vector<int32_t> tokens(ids.begin(), ids.end());
@@ -127,23 +126,24 @@ TEST_P(NeedleGoldenTest, LogitsMatchTransformers) {
   ExpectClose(testing::CompareLogits(*got, want, instance->weights->config.vocab_size), device);
 }
 
-const Device kDevices[] = {{"ref", DType::kFloat32}, {"ref", DType::kBFloat16},
-                           {"cpu", DType::kBFloat16}};
+const Device kDevices[] = {
+    {"ref", DType::kFloat32}, {"ref", DType::kBFloat16}, {"cpu", DType::kBFloat16}};
 
 std::string DeviceName(const Device& device) {
   return device.backend + "_" + DTypeName(device.dtype);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Families, TinyGoldenTest,
-    ::testing::Combine(::testing::ValuesIn(kDevices),
-                       ::testing::Values("tiny-llama2", "tiny-llama31", "tiny-mistral",
-                                         "tiny-qwen2", "tiny-qwen3")),
-    [](const auto& info) {
-      std::string name = DeviceName(std::get<0>(info.param)) + "_" + std::get<1>(info.param);
-      std::replace(name.begin(), name.end(), '-', '_');
-      return name;
-    });
+INSTANTIATE_TEST_SUITE_P(Families, TinyGoldenTest,
+                         ::testing::Combine(::testing::ValuesIn(kDevices),
+                                            ::testing::Values("tiny-llama2", "tiny-llama31",
+                                                              "tiny-mistral", "tiny-qwen2",
+                                                              "tiny-qwen3")),
+                         [](const auto& info) {
+                           std::string name =
+                               DeviceName(std::get<0>(info.param)) + "_" + std::get<1>(info.param);
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 
 INSTANTIATE_TEST_SUITE_P(Prompts, NeedleGoldenTest,
                          ::testing::Combine(::testing::ValuesIn(kDevices),

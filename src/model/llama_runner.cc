@@ -74,8 +74,7 @@ Result<std::unique_ptr<LlamaRunner>> LlamaRunner::Make(Backend& backend,
 
 Result<CacheConfig> LlamaRunner::MakeCacheConfig(const ModelConfig& config,
                                                  const AttentionMode& mode,
-                                                 const RunnerOptions& options,
-                                                 DType activations) {
+                                                 const RunnerOptions& options, DType activations) {
   CacheConfig cache;
   cache.retrieval_heads = mode.retrieval_heads();
   cache.kv_heads = static_cast<int32_t>(config.num_kv_heads);
@@ -269,8 +268,7 @@ void LlamaRunner::ForEachLayerOp(Pass pass, size_t layer, Visitor&& visit) const
                                                   .group = q_heads / kv_heads,
                                                   .workspace = workspace_.data()});
     if (streaming.layout.heads > 0) {
-      visit(ops.append_streaming,
-            AppendStreamingParams{.batch = batch_, .streaming = streaming});
+      visit(ops.append_streaming, AppendStreamingParams{.batch = batch_, .streaming = streaming});
     }
   }
   linear(*w.output, attended_, residual_, Epilogue::kResidual);
@@ -351,8 +349,7 @@ Status LlamaRunner::Capture() {
   RETURN_IF_ERROR(valid);
   const auto capture = [&](Pass pass, bool sample) {
     stream_->BeginCapture();
-    ForEachOp(pass, sample,
-              [&](const auto& op, const auto& params) { op.run(*stream_, params); });
+    ForEachOp(pass, sample, [&](const auto& op, const auto& params) { op.run(*stream_, params); });
     return stream_->EndCapture();
   };
   decode_graph_ = capture(Pass::kDecode, true);

@@ -18,11 +18,11 @@
 namespace lserve {
 
 struct RunnerOptions {
-  int64_t max_model_len = 0;       // 0: the model's context length
-  int32_t max_num_seqs = 8;        // 1 to 1024
+  int64_t max_model_len = 0;          // 0: the model's context length
+  int32_t max_num_seqs = 8;           // 1 to 1024
   int32_t max_batched_tokens = 2048;  // prefill rows of one step, 128 to 2^17
-  int64_t kv_cache_bytes = 0;      // of all pools; 0: what max_num_seqs full contexts take
-  int32_t max_logit_rows = 0;      // 0: max_num_seqs; more to read logits of many rows
+  int64_t kv_cache_bytes = 0;         // of all pools; 0: what max_num_seqs full contexts take
+  int32_t max_logit_rows = 0;         // 0: max_num_seqs; more to read logits of many rows
 };
 
 class LlamaRunner : public Runner {
@@ -59,7 +59,6 @@ class LlamaRunner : public Runner {
   const TwoLaneCache& cache() const { return *cache_; }
 
  private:
-
   LlamaRunner(Backend& backend, std::shared_ptr<const ModelWeights> weights, AttentionMode mode);
 
   Status AllocateMemory(const RunnerOptions& options);
@@ -95,8 +94,8 @@ class LlamaRunner : public Runner {
   int64_t workspace_bytes_ = 0;
   int32_t unit_capacity_ = 0;
 
-  std::unique_ptr<Graph> decode_graph_, mixed_graph_;                 // with sampling
-  std::unique_ptr<Graph> decode_logits_graph_, mixed_logits_graph_;   // without
+  std::unique_ptr<Graph> decode_graph_, mixed_graph_;                // with sampling
+  std::unique_ptr<Graph> decode_logits_graph_, mixed_logits_graph_;  // without
 };
 
 }  // namespace lserve

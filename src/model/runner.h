@@ -14,10 +14,10 @@ namespace lserve {
 
 // What a runner can hold; constant after it was made.
 struct RunnerLimits {
-  int64_t max_model_len = 0;    // tokens of one sequence, prompt and answer
-  int32_t max_num_seqs = 0;     // slots
-  int32_t max_batch_rows = 0;   // prefill and decode rows of one step
-  int64_t kv_pages = 0;         // retrieval pages in the pool, shared by all slots
+  int64_t max_model_len = 0;   // tokens of one sequence, prompt and answer
+  int32_t max_num_seqs = 0;    // slots
+  int32_t max_batch_rows = 0;  // prefill and decode rows of one step
+  int64_t kv_pages = 0;        // retrieval pages in the pool, shared by all slots
   int32_t vocab_size = 0;
 };
 
@@ -34,8 +34,8 @@ struct PromptChunk {
 struct DecodeRow {
   int32_t slot = 0;
   int64_t position = 0;
-  int32_t token = -1;   // -1: the slot's last sampled token
-  bool sample = true;   // false while a preempted sequence is replayed
+  int32_t token = -1;  // -1: the slot's last sampled token
+  bool sample = true;  // false while a preempted sequence is replayed
 };
 
 struct StepInput {

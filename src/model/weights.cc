@@ -77,16 +77,15 @@ class Loader {
       ASSIGN_OR_RETURN(const TensorInfo* tensor, checkpoint_.Get(part.name, shape));
       if (rows > 0 && tensor->dtype != dtype) {
         return Unimplemented("{} is {}, but {} is {}: tensors packed together must have one dtype",
-                             part.name, DTypeName(tensor->dtype), parts[0].name,
-                             DTypeName(dtype));
+                             part.name, DTypeName(tensor->dtype), parts[0].name, DTypeName(dtype));
       }
       dtype = tensor->dtype;
       rows += part_rows;
       const auto block_bytes =
           static_cast<size_t>(part.block_rows * columns * DTypeBytes(tensor->dtype));
       for (const int32_t from : part.order) {
-        const auto block = tensor->bytes.subspan(static_cast<size_t>(from) * block_bytes,
-                                                 block_bytes);
+        const auto block =
+            tensor->bytes.subspan(static_cast<size_t>(from) * block_bytes, block_bytes);
         host.insert(host.end(), block.begin(), block.end());
       }
     }
@@ -149,10 +148,9 @@ class Loader {
     ASSIGN_OR_RETURN(layer.output,
                      PermuteColumns(attention + "o_proj.weight", hidden, q_order, head_dim));
     const int64_t intermediate = config_.intermediate_size;
-    ASSIGN_OR_RETURN(layer.gate_up,
-                     StackRows({{prefix + "mlp.gate_proj.weight", {0}, intermediate},
-                                {prefix + "mlp.up_proj.weight", {0}, intermediate}},
-                               hidden, true));
+    ASSIGN_OR_RETURN(layer.gate_up, StackRows({{prefix + "mlp.gate_proj.weight", {0}, intermediate},
+                                               {prefix + "mlp.up_proj.weight", {0}, intermediate}},
+                                              hidden, true));
     ASSIGN_OR_RETURN(layer.down, StackRows({{prefix + "mlp.down_proj.weight", {0}, hidden}},
                                            intermediate, false));
     return layer;
@@ -180,9 +178,11 @@ class Loader {
 
 }  // namespace
 
-Result<std::shared_ptr<const ModelWeights>> ModelWeights::Load(
-    const std::string& model_dir, const ModelConfig& config, const HeadPlan& plan,
-    DType activations, Backend& backend, const Progress& progress) {
+Result<std::shared_ptr<const ModelWeights>> ModelWeights::Load(const std::string& model_dir,
+                                                               const ModelConfig& config,
+                                                               const HeadPlan& plan,
+                                                               DType activations, Backend& backend,
+                                                               const Progress& progress) {
   CHECK_EQ(plan.layers(), config.num_layers);
   CHECK_EQ(plan.kv_heads(), config.num_kv_heads);
   auto weights = std::make_shared<ModelWeights>();

@@ -41,8 +41,8 @@ struct ModelWeights {
   ModelConfig config;
   DType activations = DType::kBFloat16;
   std::vector<LayerWeights> layers;
-  Buffer final_norm;           // [hidden]
-  Buffer embedding;            // [vocab_size, hidden] of embedding_dtype
+  Buffer final_norm;  // [hidden]
+  Buffer embedding;   // [vocab_size, hidden] of embedding_dtype
   DType embedding_dtype = DType::kBFloat16;
   Buffer inverse_frequencies;  // [head_dim / 2] float32
   float rope_scale = 1.0f;

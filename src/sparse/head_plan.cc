@@ -58,8 +58,9 @@ HeadPlan HeadPlan::FromGates(const HeadGates& gates, double share) {
   for (const std::vector<bool>& layer : streams) {
     std::vector<int32_t> order(kv_heads);
     std::iota(order.begin(), order.end(), 0);
-    const auto first_streaming = std::stable_partition(
-        order.begin(), order.end(), [&](int32_t head) { return !layer[static_cast<size_t>(head)]; });
+    const auto first_streaming =
+        std::stable_partition(order.begin(), order.end(),
+                              [&](int32_t head) { return !layer[static_cast<size_t>(head)]; });
     plan.retrieval_heads_.push_back(static_cast<int32_t>(first_streaming - order.begin()));
     plan.order_.push_back(std::move(order));
   }

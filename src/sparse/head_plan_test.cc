@@ -68,8 +68,7 @@ TEST_F(HeadGatesFile, NamesWhatIsWrong) {
     return gates.status().message();
   };
   EXPECT_NE(message("0\t1\n0\t1\t0\n").find("line 2 has 3 gates"), std::string::npos);
-  EXPECT_NE(message("0\t1\n").find("1 lines of gates, the model has 2 layers"),
-            std::string::npos);
+  EXPECT_NE(message("0\t1\n").find("1 lines of gates, the model has 2 layers"), std::string::npos);
   EXPECT_NE(message("0\tx1\n0\t1\n").find("\"x1\" is not a number"), std::string::npos);
   EXPECT_NE(message("0\tnan\n0\t1\n").find("\"nan\""), std::string::npos);
   EXPECT_EQ(ReadHeadGates("/no/such/file", 2, 2).status().code(), StatusCode::kNotFound);

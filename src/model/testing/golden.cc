@@ -32,8 +32,7 @@ LogitsError CompareLogits(std::span<const float> got, std::span<const float> wan
         second = std::max(second, *it);
       }
     }
-    const bool differs =
-        std::max_element(g.begin(), g.end()) - g.begin() != best - w.begin();
+    const bool differs = std::max_element(g.begin(), g.end()) - g.begin() != best - w.begin();
     const bool clear = *best - second > 0.1 * std::sqrt(row_norm / static_cast<double>(width));
     ++error.rows;
     error.argmax_differs += differs ? 1 : 0;

@@ -10,7 +10,7 @@
 namespace lserve::testing {
 
 struct LogitsError {
-  double relative = 0;        // 2-norm of the difference over the 2-norm of the reference
+  double relative = 0;  // 2-norm of the difference over the 2-norm of the reference
   int64_t rows = 0;
   int64_t argmax_differs = 0;  // rows whose largest logit is elsewhere
   int64_t clear_rows = 0;      // rows whose top-2 margin exceeds 0.1 RMS of the row's logits

@@ -2,12 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <unistd.h>
 #include <atomic>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <map>
-#include <unistd.h>
 
 #include "base/file.h"
 #include "base/json.h"
@@ -201,8 +201,7 @@ std::vector<int32_t> RandomTokens(int64_t count, int64_t vocab_size, uint64_t se
   return tokens;
 }
 
-std::vector<float> ReferenceLogits(const std::string& model_dir,
-                                   const std::vector<int32_t>& tokens,
+std::vector<float> ReferenceLogits(const std::string& model_dir, const std::vector<int32_t>& tokens,
                                    const ReferenceAttention& attention) {
   const ModelConfig config = LoadModelConfig(model_dir).value();
   const Checkpoint checkpoint = Checkpoint::Open(model_dir).value();
@@ -250,7 +249,8 @@ std::vector<float> ReferenceLogits(const std::string& model_dir,
       }
       return Rotate(slice, static_cast<int64_t>(position), rope);
     };
-    Matrix attended(length, std::vector<double>(static_cast<size_t>(config.num_q_heads * head_dim)));
+    Matrix attended(length,
+                    std::vector<double>(static_cast<size_t>(config.num_q_heads * head_dim)));
     for (int64_t kv_head = 0; kv_head < config.num_kv_heads; ++kv_head) {
       const bool streams =
           !attention.streams.empty() &&
@@ -315,9 +315,8 @@ std::vector<float> ReferenceLogits(const std::string& model_dir,
     }
   }
   const std::vector<float> final_norm = vector("model.norm.weight");
-  const Matrix head = config.tie_word_embeddings
-                          ? embedding
-                          : ReadMatrix(checkpoint, "lm_head.weight", hidden);
+  const Matrix head =
+      config.tie_word_embeddings ? embedding : ReadMatrix(checkpoint, "lm_head.weight", hidden);
   std::vector<float> logits;
   for (const std::vector<double>& row : x) {
     for (const double logit : Multiply(head, RmsNorm(row, final_norm, epsilon))) {

@@ -43,8 +43,7 @@ struct ReferenceAttention {
 
 // Logits [tokens, vocab_size] of the whole sequence in double arithmetic, straight from the
 // checkpoint: no pages, no chunks, no packing.
-std::vector<float> ReferenceLogits(const std::string& model_dir,
-                                   const std::vector<int32_t>& tokens,
+std::vector<float> ReferenceLogits(const std::string& model_dir, const std::vector<int32_t>& tokens,
                                    const ReferenceAttention& attention);
 
 }  // namespace lserve::testing
