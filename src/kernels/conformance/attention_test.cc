@@ -1,0 +1,128 @@
+// RopeAppend, SelectUnits, AttendDecode, AttendPrefill and AppendStreaming against `ref`, over
+// shapes and random schedules.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/conformance/harness.h"
+
+namespace lserve::conformance {
+namespace {
+
+struct Case {
+  Target target;
+  size_t shape;
+  uint64_t seed;
+};
+
+class AttentionConformance : public testing::TestWithParam<Case> {};
+
+// Lowest score of a unit of the list that is not forced.
+float CutOff(const RowRecord& row, size_t head, const LayerShape& shape, int32_t position) {
+  const int32_t forced = FirstForcedNewestUnit(position + 1, shape.policy.unit_tokens);
+  float lowest = INFINITY;
+  for (const int32_t unit : row.lists[head]) {
+    if (unit != 0 && unit < forced) {
+      lowest = std::min(lowest, row.scores[head][static_cast<size_t>(unit)]);
+    }
+  }
+  return lowest;
+}
+
+// The same units, but for those whose score is within epsilon of the cut-off.
+void ExpectSameSelection(const RowRecord& got, const RowRecord& want, const LayerShape& shape,
+                         int32_t position) {
+  ASSERT_EQ(got.all, want.all);
+  for (size_t head = 0; head < want.lists.size(); ++head) {
+    if (want.all[head] || std::isnan(want.scores[head][0])) {
+      continue;  // dense, or the list was kept from an earlier row
+    }
+    EXPECT_TRUE(Near(got.scores[head], want.scores[head], ToleranceOf(DType::kBFloat16, 1)))
+        << "scores of head " << head;
+    ASSERT_EQ(got.lists[head].size(), want.lists[head].size());
+    const float cut_off = CutOff(want, head, shape, position);
+    std::vector<int32_t> differing;
+    std::set_symmetric_difference(got.lists[head].begin(), got.lists[head].end(),
+                                  want.lists[head].begin(), want.lists[head].end(),
+                                  std::back_inserter(differing));
+    for (const int32_t unit : differing) {
+      const float score = want.scores[head][static_cast<size_t>(unit)];
+      EXPECT_NEAR(score, cut_off, 0.02f * std::abs(cut_off) + 1e-3f)
+          << "unit " << unit << " of head " << head;
+    }
+  }
+}
+
+void ExpectSamePages(const std::map<int32_t, PageContent>& got,
+                     const std::map<int32_t, PageContent>& want, DType dtype) {
+  ASSERT_EQ(got.size(), want.size());
+  for (const auto& [page, content] : want) {
+    const Tolerance tolerance = ToleranceOf(dtype, 1);
+    EXPECT_TRUE(Near(got.at(page).keys, content.keys, tolerance)) << "keys of page " << page;
+    EXPECT_TRUE(Near(got.at(page).values, content.values, tolerance)) << "values of page " << page;
+    EXPECT_TRUE(Near(got.at(page).stats, content.stats, tolerance)) << "statistics of " << page;
+  }
+}
+
+TEST_P(AttentionConformance, RandomScheduleMatchesRef) {
+  const auto [target, shape_index, seed] = GetParam();
+  BackendOptions options;
+  options.threads = static_cast<int32_t>(seed);
+  Result<std::unique_ptr<Backend>> backend = MakeBackend(target.backend, options);
+  if (!backend.ok()) {
+    GTEST_SKIP() << backend.status().message();
+  }
+  if (const Status status = (*backend)->SupportsActivations(target.dtype); !status.ok()) {
+    GTEST_SKIP() << status.message();
+  }
+  const std::unique_ptr<Backend> ref = MakeRefBackend(BackendOptions{}).value();
+  const LayerShape shape = LayerShapes()[shape_index];
+  SCOPED_TRACE(testing::Message() << shape);
+  const std::vector<SequenceLengths> sequences =
+      seed % 2 == 0
+          ? std::vector<SequenceLengths>{{1, 70}, {63, 66}, {129, 140}, {400, 418}}
+          : std::vector<SequenceLengths>{{16, 18}, {17, 49}, {64, 66}, {207, 260}, {449, 452}};
+  const std::vector<Step> schedule = RandomSchedule(sequences, seed);
+
+  Layer want(*ref, shape, target.dtype, RandomData(seed), 640, seed);
+  want.Run(schedule);
+  Layer got(**backend, shape, target.dtype, RandomData(seed), 640, seed);
+  got.UseLists(&want.record());
+  got.Run(schedule);
+
+  const Tolerance tolerance = ToleranceOf(target.dtype, 512);
+  for (const auto& [key, row] : want.record()) {
+    SCOPED_TRACE(testing::Message() << "sequence " << key.first << ", position " << key.second);
+    const RowRecord& other = got.record().at(key);
+    ASSERT_TRUE(Near(other.output, row.output, tolerance));
+    ExpectSameSelection(other, row, shape, key.second);
+    if (HasFailure()) {
+      return;
+    }
+  }
+  for (int32_t s = 0; s < static_cast<int32_t>(sequences.size()); ++s) {
+    SCOPED_TRACE(testing::Message() << "cache of sequence " << s);
+    ExpectSamePages(got.Pages(s), want.Pages(s), target.dtype);
+  }
+}
+
+std::vector<Case> Cases() {
+  std::vector<Case> cases;
+  for (const Target& target : Targets(ComparedBackendNames())) {
+    for (size_t shape = 0; shape < LayerShapes().size(); ++shape) {
+      for (uint64_t seed = 1; seed <= 2; ++seed) {
+        cases.push_back({target, shape, seed});
+      }
+    }
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, AttentionConformance, testing::ValuesIn(Cases()),
+                         [](const auto& test) {
+                           return TargetName(test.param.target) + "_shape" +
+                                  std::to_string(test.param.shape) + "_seed" +
+                                  std::to_string(test.param.seed);
+                         });
+
+}  // namespace
+}  // namespace lserve::conformance

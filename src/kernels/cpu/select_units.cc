@@ -1,0 +1,270 @@
+// Unit selection: which rows and heads are due, their unit scores, and the exact best of them. The
+// arithmetic of a page score is a kernel's (select_units_kernel.h).
+//
+// Scores go to the workspace by segments of a fixed number of pages, shared among the threads;
+// after a barrier each row and head finds its budget's cut-off score and writes its list.
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "base/check.h"
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/page_layout.h"
+#include "kernels/cpu/select_units_kernel.h"
+
+namespace lserve::cpu {
+namespace {
+
+constexpr int32_t kSegmentPages = 32;  // 2048 tokens
+constexpr int32_t kPageUnits = kPageTokens / kLogicalPageTokens;
+constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
+
+int32_t DivideUp(int32_t a, int32_t b) { return (a + b - 1) / b; }
+
+int64_t MaxUnits(const SelectUnitsParams& params) {
+  return int64_t{params.retrieval.max_pages} * (kPageTokens / params.policy.unit_tokens);
+}
+
+// A thread's scratch.
+struct SelectScratch {
+  const uint16_t** stats;  // [kSegmentPages]
+  uint16_t* q_pairs;       // [group, padded head dim, 2]
+  float* page_scores;      // [kSegmentPages, 4]
+  uint32_t* keys;          // [max units], for the cut-off
+  uint8_t* due;            // [max_decode_rows, retrieval heads]
+};
+
+// Carves the parts off `memory`; with null it only counts the bytes.
+int64_t LayOut(const SelectUnitsParams& params, std::byte* memory, SelectScratch* scratch) {
+  int64_t offset = 0;
+  const auto take = [&](auto*& part, int64_t count) {
+    using T = std::remove_reference_t<decltype(*part)>;
+    if (memory != nullptr) {
+      part = reinterpret_cast<T*>(memory + offset);
+    }
+    offset += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+  };
+  const KvPageLayout& layout = params.retrieval.layout;
+  take(scratch->stats, kSegmentPages);
+  take(scratch->q_pairs, int64_t{params.group} * layout.padded_head_dim * 2);
+  take(scratch->page_scores, kSegmentPages * kPageUnits);
+  take(scratch->keys, MaxUnits(params));
+  take(scratch->due, int64_t{params.batch.max_decode_rows} * layout.heads);
+  return offset;
+}
+
+// Orders as the floats do; -0 counts as 0.
+uint32_t OrderedBits(float x) {
+  const auto bits = std::bit_cast<uint32_t>(x + 0.0f);
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+class UnitSelector {
+ public:
+  UnitSelector(const SelectUnitsParams& params, const SelectVariant& variant, Team& team)
+      : params_(params),
+        variant_(variant),
+        team_(team),
+        heads_(params.retrieval.layout.heads),
+        pairs_(int64_t{params.batch.counts[kDecodeRows]} * heads_) {
+    LayOut(params, team.Scratch(LayOut(params, nullptr, &scratch_)), &scratch_);
+  }
+
+  void Run() {
+    // Asked once, before the barrier: the lists that answer it are written after.
+    for (int64_t pair = 0; pair < pairs_; ++pair) {
+      scratch_.due[pair] = Due(pair) ? 1 : 0;
+    }
+    // Tasks are numbered through all due pairs of row and head; the shared counter only moves
+    // forward, so a thread keeps its place.
+    int64_t task = team_.Next();
+    int64_t base = 0;
+    for (int64_t pair = 0; pair < pairs_; ++pair) {
+      if (scratch_.due[pair] == 0) {
+        continue;
+      }
+      const int32_t segments = DivideUp(Pages(pair), kSegmentPages);
+      for (bool fresh = true; task < base + segments; task = team_.Next(), fresh = false) {
+        if (fresh) {
+          PairQueries(pair);
+        }
+        ScoreSegment(pair, static_cast<int32_t>(task - base) * kSegmentPages);
+      }
+      base += segments;
+    }
+    team_.Barrier();
+    for (int64_t pair = team_.thread(); pair < pairs_; pair += team_.threads()) {
+      if (scratch_.due[pair] != 0) {
+        WriteList(pair);
+      } else if (Tokens(pair) <= params_.policy.token_budget || params_.policy.token_budget == 0) {
+        params_.lists.counts[List(pair)] = -1;
+      }
+    }
+  }
+
+ private:
+  int64_t Row(int64_t pair) const { return pair / heads_; }
+  int64_t Head(int64_t pair) const { return pair % heads_; }
+  int32_t Slot(int64_t pair) const { return params_.batch.row_slot[Row(pair)]; }
+  int32_t Tokens(int64_t pair) const { return params_.batch.row_position[Row(pair)] + 1; }
+  int32_t Pages(int64_t pair) const { return DivideUp(Tokens(pair), kPageTokens); }
+  int64_t List(int64_t pair) const {
+    return int64_t{Slot(pair)} * params_.lists.slot_lists + params_.lists.first_list + Head(pair);
+  }
+  float* UnitScores(int64_t pair) const {
+    float* scores =
+        params_.scores != nullptr ? params_.scores : static_cast<float*>(params_.workspace);
+    return scores + pair * MaxUnits(params_);
+  }
+
+  bool Due(int64_t pair) const {
+    const SelectionPolicy& policy = params_.policy;
+    if (policy.token_budget == 0 || Tokens(pair) <= policy.token_budget) {
+      return false;
+    }
+    const int32_t generated = Tokens(pair) - 1 - params_.prompt_tokens[Slot(pair)];
+    return generated % policy.reuse_interval == 0 || params_.lists.counts[List(pair)] < 0;
+  }
+
+  // Splits the group's queries into their negative and positive parts.
+  void PairQueries(int64_t pair) {
+    const KvPageLayout& layout = params_.retrieval.layout;
+    const auto* q = static_cast<const uint16_t*>(params_.q) +
+                    (Row(pair) * params_.q_heads + Head(pair) * params_.group) * layout.head_dim;
+    for (int32_t g = 0; g < params_.group; ++g) {
+      uint16_t* to = scratch_.q_pairs + int64_t{g} * layout.padded_head_dim * 2;
+      for (int32_t d = 0; d < layout.padded_head_dim; ++d) {
+        const uint16_t x = d < layout.head_dim ? q[g * layout.head_dim + d] : uint16_t{0};
+        const bool negative = (x & 0x8000u) != 0;
+        to[2 * d] = negative ? x : uint16_t{0};
+        to[2 * d + 1] = negative ? uint16_t{0} : x;
+      }
+    }
+  }
+
+  void ScoreSegment(int64_t pair, int32_t first_page) {
+    const RetrievalLane& lane = params_.retrieval;
+    const KvPageLayout& layout = lane.layout;
+    const int64_t slot = Slot(pair);
+    const int32_t open_page = Pages(pair) - 1;
+    const int64_t offset = layout.stats_offset(static_cast<int32_t>(Head(pair)));
+    PageScoreRun run;
+    run.pages = std::min(kSegmentPages, Pages(pair) - first_page);
+    for (int32_t i = 0; i < run.pages; ++i) {
+      const int32_t page = first_page + i;
+      const std::byte* data =
+          page == open_page
+              ? lane.open + slot * layout.page_bytes()
+              : lane.pages + lane.table[slot * lane.max_pages + page] * layout.page_bytes();
+      scratch_.stats[i] = reinterpret_cast<const uint16_t*>(data + offset);
+    }
+    run.q_pairs = scratch_.q_pairs;
+    run.stats = scratch_.stats;
+    run.group = params_.group;
+    run.padded_head_dim = layout.padded_head_dim;
+    run.scale = 1.0f / std::sqrt(static_cast<float>(layout.head_dim));
+    run.scores = scratch_.page_scores;
+    variant_.run(run);
+    // Logical pages without a token have no statistics.
+    const int32_t logical_pages =
+        DivideUp(Tokens(pair), kLogicalPageTokens) - first_page * kPageUnits;
+    std::fill(run.scores + std::min(logical_pages, run.pages * kPageUnits),
+              run.scores + run.pages * kPageUnits, kMinusInf);
+    const int32_t unit_pages = params_.policy.unit_tokens / kLogicalPageTokens;
+    float* units = UnitScores(pair) + int64_t{first_page} * kPageUnits / unit_pages;
+    for (int32_t u = 0; u < run.pages * kPageUnits / unit_pages; ++u) {
+      units[u] = *std::max_element(run.scores + u * unit_pages, run.scores + (u + 1) * unit_pages);
+    }
+  }
+
+  void WriteList(int64_t pair) {
+    const int32_t unit_tokens = params_.policy.unit_tokens;
+    const int32_t kept = params_.policy.token_budget / unit_tokens;
+    const int32_t units = DivideUp(Tokens(pair), unit_tokens);
+    const int32_t newest = FirstForcedNewestUnit(Tokens(pair), unit_tokens);
+    const int32_t candidates = newest - 1;  // units 1 to newest - 1 compete
+    const int32_t places = kept - 1 - (units - newest);
+    DCHECK(places >= 0 && places <= candidates);
+    float* scores = UnitScores(pair);
+
+    // The score of the last place, and how many units above it.
+    for (int32_t i = 0; i < candidates; ++i) {
+      scratch_.keys[i] = OrderedBits(scores[i + 1]);
+    }
+    uint32_t cut = ~0u;
+    int32_t above = 0;
+    if (places > 0) {
+      std::nth_element(scratch_.keys, scratch_.keys + places - 1, scratch_.keys + candidates,
+                       std::greater<>());
+      cut = scratch_.keys[places - 1];
+      above = static_cast<int32_t>(std::count_if(scratch_.keys, scratch_.keys + places,
+                                                 [=](uint32_t k) { return k > cut; }));
+    }
+    int32_t ties = places - above;  // places left for units with the cut-off score, lower first
+
+    int32_t* list = params_.lists.units + List(pair) * params_.lists.capacity;
+    int32_t count = 0;
+    list[count++] = 0;
+    for (int32_t u = 1; u < newest && count <= places; ++u) {
+      const uint32_t key = OrderedBits(scores[u]);
+      if (key > cut || (key == cut && ties-- > 0)) {
+        list[count++] = u;
+      }
+    }
+    for (int32_t u = newest; u < units; ++u) {
+      list[count++] = u;
+    }
+    params_.lists.counts[List(pair)] = count;
+    if (params_.scores != nullptr) {
+      std::fill(scores + units, scores + MaxUnits(params_), kMinusInf);
+    }
+  }
+
+  const SelectUnitsParams& params_;
+  const SelectVariant& variant_;
+  Team& team_;
+  const int32_t heads_;
+  const int64_t pairs_;
+  SelectScratch scratch_{};
+};
+
+const SelectVariant& ChooseVariant() {
+  for (const SelectVariant& variant : SelectVariants()) {
+    if (variant.supports()) {
+      return variant;
+    }
+  }
+  CheckFailed(__FILE__, __LINE__, "the last variant runs everywhere");
+}
+
+}  // namespace
+
+std::span<const SelectVariant> SelectVariants() {
+  static const std::array<SelectVariant, 2> kVariants = {Avx512SelectVariant(),
+                                                         HighwaySelectVariant()};
+  return kVariants;
+}
+
+void RunSelectUnits(const SelectUnitsParams& params, const SelectVariant& variant, Team& team) {
+  DCHECK(params.dtype == DType::kBFloat16);
+  if (params.batch.counts[kDecodeRows] == 0 || params.retrieval.layout.heads == 0) {
+    return;
+  }
+  UnitSelector(params, variant, team).Run();
+}
+
+int64_t SelectUnitsWorkspace(const SelectUnitsParams& params) {
+  return int64_t{params.batch.max_decode_rows} * params.retrieval.layout.heads * MaxUnits(params) *
+         static_cast<int64_t>(sizeof(float));
+}
+
+void RunSelectUnits(const SelectUnitsParams& params, Team& team) {
+  RunSelectUnits(params, ChooseVariant(), team);
+}
+
+const char* SelectUnitsVariant(const SelectUnitsParams& /*params*/) { return ChooseVariant().name; }
+
+}  // namespace lserve::cpu

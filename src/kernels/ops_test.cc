@@ -1,0 +1,123 @@
+#include "kernels/ops.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "kernels/backend.h"
+
+namespace lserve {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(SelectionPolicy, BudgetIsAMultipleOfTheUnitAndHoldsWhatIsForced) {
+  EXPECT_TRUE(Validate(SelectionPolicy{4096, 64, 1}).ok());
+  EXPECT_TRUE(Validate(SelectionPolicy{0, 64, 1}).ok());
+  EXPECT_TRUE(Validate(SelectionPolicy{256, 64, 1}).ok());
+  EXPECT_TRUE(Validate(SelectionPolicy{112, 16, 4}).ok());
+  EXPECT_THAT(Validate(SelectionPolicy{192, 64, 1}).message(), HasSubstr("192"));
+  EXPECT_THAT(Validate(SelectionPolicy{4100, 64, 1}).message(), HasSubstr("4100"));
+  EXPECT_THAT(Validate(SelectionPolicy{96, 16, 1}).message(), HasSubstr("at least 112"));
+  EXPECT_THAT(Validate(SelectionPolicy{4096, 48, 1}).message(), HasSubstr("48"));
+  EXPECT_THAT(Validate(SelectionPolicy{4096, 64, 0}).message(), HasSubstr("interval is 0"));
+  EXPECT_FALSE(Validate(SelectionPolicy{-64, 64, 1}).ok());
+}
+
+TEST(StreamingRingSlot, SinkPagesStandAndTheRestTurns) {
+  StreamingLane lane{};
+  lane.sink_pages = 2;
+  lane.ring_pages = 5;
+  const int32_t want[] = {0, 1, 2, 3, 4, 5, 6, 2, 3, 4, 5, 6, 2};
+  for (int32_t page = 0; page < 13; ++page) {
+    EXPECT_EQ(StreamingRingSlot(lane, page), want[page]) << page;
+  }
+}
+
+TEST(FirstForcedNewestUnit, HoldsTheNewest64Tokens) {
+  EXPECT_EQ(FirstForcedNewestUnit(1, 64), 0);
+  EXPECT_EQ(FirstForcedNewestUnit(64, 64), 0);
+  EXPECT_EQ(FirstForcedNewestUnit(128, 64), 1);
+  EXPECT_EQ(FirstForcedNewestUnit(129, 64), 1);  // tokens 65 to 128: units 1 and 2
+  EXPECT_EQ(FirstForcedNewestUnit(192, 64), 2);
+  EXPECT_EQ(FirstForcedNewestUnit(100, 16), 2);  // tokens 36 to 99
+}
+
+TEST(KvPageLayout, OffsetsOfAPaddedPage) {
+  const KvPageLayout layout = MakeKvPageLayout(3, 80, KvFormat::kBFloat16, PageScore::kMinMax);
+  EXPECT_EQ(layout.padded_head_dim, 96);
+  EXPECT_EQ(layout.plane_bytes(), 64 * 96 * 2);
+  EXPECT_EQ(layout.value_offset(1), 4 * 64 * 96 * 2);
+  EXPECT_EQ(layout.stats_offset(2), 6 * 64 * 96 * 2 + 2 * 4 * 2 * 96 * 2);
+  EXPECT_EQ(layout.page_bytes(), 3 * (2 * 64 * 96 * 2 + 4 * 2 * 96 * 2));
+  EXPECT_EQ(MakeKvPageLayout(0, 64, KvFormat::kBFloat16, PageScore::kMinMax).page_bytes(), 0);
+}
+
+// A valid POD of one row, to be spoiled.
+class ValidateOps : public testing::Test {
+ protected:
+  ValidateOps() {
+    std::byte* page = reinterpret_cast<std::byte*>(storage_);
+    batch_ = {ints_, ints_, ints_, ints_, &chunk_, ints_, 4, 4, 1, 4, 2};
+    decode_.batch = batch_;
+    decode_.q = storage_;
+    decode_.output = storage_;
+    decode_.retrieval = {page, page, ints_, 4,
+                         MakeKvPageLayout(1, 64, KvFormat::kBFloat16, PageScore::kMinMax)};
+    decode_.streaming = {
+        page, ints_, page, 128,
+        256,  2,     5,    MakeKvPageLayout(1, 64, KvFormat::kBFloat16, PageScore::kNone)};
+    decode_.lists = {ints_, ints_, 3, 2, 4};
+    decode_.policy = {256, 64, 1};
+    decode_.dtype = DType::kBFloat16;
+    decode_.q_heads = 4;
+    decode_.group = 2;
+  }
+
+  float storage_[4] = {};
+  int32_t ints_[4] = {};
+  PrefillChunk chunk_ = {};
+  BatchView batch_{};
+  AttendDecodeParams decode_{};
+};
+
+TEST_F(ValidateOps, AttendDecodeNamesWhatIsWrong) {
+  EXPECT_EQ(Validate(decode_).message(), "");
+  const auto expect = [&](const char* text, auto spoil) {
+    AttendDecodeParams params = decode_;
+    spoil(params);
+    EXPECT_THAT(Validate(params).message(), HasSubstr(text));
+  };
+  expect("5 query heads", [](auto& p) { p.q_heads = 5; });
+  expect("group is 0", [](auto& p) { p.group = 0; });
+  expect("int32", [](auto& p) { p.dtype = DType::kInt32; });
+  expect("cache format", [](auto& p) { p.dtype = DType::kFloat32; });
+  expect("ring_pages is 4", [](auto& p) { p.streaming.ring_pages = 4; });
+  expect("sink_pages is 1", [](auto& p) { p.streaming.sink_pages = 1; });
+  expect("local_tokens is 0", [](auto& p) { p.streaming.local_tokens = 0; });
+  expect("capacity is 5", [](auto& p) { p.lists.capacity = 5; });
+  expect("slot_lists is 2", [](auto& p) { p.lists.slot_lists = 2; });
+  expect("token budget is 100", [](auto& p) { p.policy.token_budget = 100; });
+  expect("q is null", [](auto& p) { p.q = nullptr; });
+  expect("max_rows is 0", [](auto& p) { p.batch.max_rows = 0; });
+  expect("head_dim is 300", [](auto& p) { p.retrieval.layout.head_dim = 300; });
+}
+
+TEST_F(ValidateOps, LaneWithoutHeadsNeedsNoPages) {
+  decode_.retrieval = {nullptr, nullptr, nullptr, 0,
+                       MakeKvPageLayout(0, 64, KvFormat::kBFloat16, PageScore::kMinMax)};
+  decode_.lists = {};
+  decode_.q_heads = 2;
+  EXPECT_EQ(Validate(decode_).message(), "");
+}
+
+TEST(MakeBackend, NamesTheDevicesItKnows) {
+  EXPECT_THAT(MakeBackend("tpu", {}).status().message(), HasSubstr("'tpu'"));
+  const Result<std::unique_ptr<Backend>> ref = MakeBackend("ref", {});
+  ASSERT_TRUE(ref.ok());
+  EXPECT_STREQ((*ref)->name(), "ref");
+  EXPECT_TRUE((*ref)->SupportsActivations(DType::kFloat32).ok());
+  EXPECT_THAT((*ref)->SupportsActivations(DType::kFloat16).message(), HasSubstr("float16"));
+}
+
+}  // namespace
+}  // namespace lserve

@@ -1,0 +1,113 @@
+// Hand-computed anchors of the scalar functions that define every backend.
+#include "kernels/ref/scalar.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <random>
+
+#include "base/random.h"
+
+namespace lserve::ref {
+namespace {
+
+TEST(Philox, KnownAnswer) {  // Random123's test vector for philox4x32-10
+  const std::array<uint32_t, 4> want = {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8};
+  EXPECT_EQ(Philox(0, 0), want);
+}
+
+TEST(Scalar, DotOfOddLength) {
+  const std::vector<float> a = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
+  EXPECT_EQ(Dot(a.data(), a.data(), 11), 506.0);
+  EXPECT_EQ(Dot(a.data(), a.data(), 0), 0.0);
+}
+
+TEST(Scalar, RmsNormOfThreeAndFour) {
+  std::vector<double> x = {3.0, 4.0};  // rms = sqrt(12.5)
+  const float weight[] = {1.0f, 2.0f};
+  RmsNorm(std::span<double>(x), weight, 0.0);
+  EXPECT_NEAR(x[0], 3.0 / std::sqrt(12.5), 1e-15);
+  EXPECT_NEAR(x[1], 8.0 / std::sqrt(12.5), 1e-15);
+  std::vector<double> zero = {0.0, 0.0};
+  RmsNorm(std::span<double>(zero), weight, 1e-5);
+  EXPECT_EQ(zero[0], 0.0);
+}
+
+TEST(Scalar, RotateByAQuarterTurnPairsTheHalves) {
+  std::vector<double> x = {1.0, 2.0, 3.0, 4.0};  // pairs (1, 3) and (2, 4)
+  const float angles[] = {0.0f, 1.0f, 1.0f, 0.0f};
+  Rotate(std::span<double>(x), angles);
+  EXPECT_EQ(x, (std::vector<double>{-3.0, 2.0, 1.0, 4.0}));
+}
+
+TEST(Scalar, SiluOfKnownValues) {
+  EXPECT_EQ(Silu(0.0), 0.0);
+  EXPECT_NEAR(Silu(1.0), 0.7310585786300049, 1e-15);
+  EXPECT_NEAR(Silu(-1000.0), 0.0, 1e-15);
+}
+
+TEST(Scalar, AttentionOverTwoTokens) {
+  // Scores 0 and log(3) * 2 / sqrt(4): weights 1/4 and 3/4.
+  const float q[] = {1.0f, 0.0f, 0.0f, 0.0f};
+  const float keys[2][4] = {{0.0f, 9.0f, 9.0f, 9.0f}, {2.0f * std::log(3.0f), 9.0f, 9.0f, 9.0f}};
+  const float values[2][4] = {{4.0f, 0.0f, 1.0f, 0.0f}, {0.0f, 4.0f, 1.0f, 0.0f}};
+  const std::vector<CachedToken<float>> tokens = {{keys[0], values[0]}, {keys[1], values[1]}};
+  float output[4];
+  SoftmaxAttention<float>(q, tokens, 4, output);
+  EXPECT_NEAR(output[0], 1.0f, 1e-6f);
+  EXPECT_NEAR(output[1], 3.0f, 1e-6f);
+  EXPECT_NEAR(output[2], 1.0f, 1e-6f);
+  EXPECT_EQ(output[3], 0.0f);
+}
+
+// The numerator sees bf16 weights, the denominator does not.
+TEST(Scalar, AttentionRoundsProbabilitiesToBFloat16) {
+  const BFloat16 q[] = {ToBFloat16(1.0f)};
+  const BFloat16 keys[] = {ToBFloat16(0.0f), ToBFloat16(-1.0f)};
+  const BFloat16 values[] = {ToBFloat16(0.0f), ToBFloat16(1.0f)};
+  const std::vector<CachedToken<BFloat16>> tokens = {{&keys[0], &values[0]},
+                                                     {&keys[1], &values[1]}};
+  BFloat16 output;
+  SoftmaxAttention<BFloat16>(q, tokens, 1, &output);
+  const double p = std::exp(-1.0);
+  const double want = static_cast<double>(RoundToBFloat16(static_cast<float>(p))) / (1.0 + p);
+  EXPECT_EQ(ToFloat(output), RoundToBFloat16(static_cast<float>(want)));
+}
+
+TEST(Scalar, AttentionOverNothingIsZero) {
+  const float q[] = {1.0f};
+  float output[] = {7.0f};
+  SoftmaxAttention<float>(q, {}, 1, output);
+  EXPECT_EQ(output[0], 0.0f);
+}
+
+TEST(Scalar, PageScoreOfTwoChannels) {
+  const float q[] = {2.0f, -1.0f, 0.0f, 0.0f};
+  const float minimum[] = {-3.0f, -5.0f, -100.0f, 0.0f};
+  const float maximum[] = {1.0f, 4.0f, 100.0f, 0.0f};
+  EXPECT_EQ(PageScoreOf(q, minimum, maximum, 4), (2.0 * 1.0 + -1.0 * -5.0) / 2.0);
+}
+
+TEST(Scalar, PageScoreBoundsEveryScore) {
+  std::mt19937_64 generator(3);
+  std::normal_distribution<float> normal;
+  constexpr int32_t kDim = 48;
+  for (int round = 0; round < 100; ++round) {
+    float q[kDim], minimum[kDim], maximum[kDim], keys[16][kDim];
+    for (int32_t d = 0; d < kDim; ++d) {
+      q[d] = RoundToBFloat16(normal(generator));
+      for (auto& key : keys) {
+        key[d] = RoundToBFloat16(normal(generator));
+        minimum[d] = &key == &keys[0] ? key[d] : std::min(minimum[d], key[d]);
+        maximum[d] = &key == &keys[0] ? key[d] : std::max(maximum[d], key[d]);
+      }
+    }
+    const double bound = PageScoreOf(q, minimum, maximum, kDim);
+    for (const auto& key : keys) {
+      EXPECT_LE(Dot(q, key, kDim) / std::sqrt(static_cast<double>(kDim)), bound + 1e-12);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lserve::ref

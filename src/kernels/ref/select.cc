@@ -1,0 +1,96 @@
+// Page selection of decode rows.
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+#include "kernels/ref/operations.h"
+#include "kernels/ref/page.h"
+#include "kernels/ref/scalar.h"
+
+namespace lserve::ref {
+namespace {
+
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+
+// Group score of every unit of the row's tokens; logical pages without tokens score nothing. A NaN
+// score counts as minus infinity.
+template <typename T>
+std::vector<float> ScoreUnits(const SelectUnitsParams& params, int32_t row, int32_t head) {
+  const RetrievalLane& lane = params.retrieval;
+  const int32_t slot = params.batch.row_slot[row];
+  const int32_t position = params.batch.row_position[row];
+  const int32_t head_dim = lane.layout.head_dim;
+  const int32_t units = position / params.policy.unit_tokens + 1;
+  std::vector<float> scores(static_cast<size_t>(units), kNever);
+  for (int32_t logical = 0; logical <= position / kLogicalPageTokens; ++logical) {
+    const int32_t token = logical * kLogicalPageTokens;
+    const Page<T> page(RetrievalPage(lane, slot, token / kPageTokens, position), lane.layout);
+    const int32_t in_page = token % kPageTokens / kLogicalPageTokens;
+    float& unit = scores[static_cast<size_t>(token / params.policy.unit_tokens)];
+    for (int32_t g = 0; g < params.group; ++g) {
+      const T* q = static_cast<const T*>(params.q) +
+                   (int64_t{row} * params.q_heads + head * params.group + g) * head_dim;
+      const double score =
+          PageScoreOf(q, page.Minimum(head, in_page), page.Maximum(head, in_page), head_dim);
+      unit = std::max(unit, static_cast<float>(score));  // false for a NaN score
+    }
+  }
+  return scores;
+}
+
+// Unit 0, the forced newest units, then the highest scores, equal scores to the lower unit;
+// `capacity` units in ascending order.
+std::vector<int32_t> KeepUnits(const std::vector<float>& scores, int32_t capacity,
+                               int32_t first_forced) {
+  std::vector<int32_t> order(scores.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto forced = [&](int32_t unit) { return unit == 0 || unit >= first_forced; };
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    if (forced(a) != forced(b)) {
+      return forced(a);
+    }
+    return !forced(a) && scores[static_cast<size_t>(a)] > scores[static_cast<size_t>(b)];
+  });
+  order.resize(std::min(order.size(), static_cast<size_t>(capacity)));
+  std::sort(order.begin(), order.end());
+  return order;
+}
+
+}  // namespace
+
+void RunSelectUnits(const SelectUnitsParams& params) {
+  CheckBatchLists(params.batch);
+  const SelectionPolicy& policy = params.policy;
+  const UnitLists& lists = params.lists;
+  const int32_t heads = params.retrieval.layout.heads;
+  const int64_t max_units = int64_t{params.retrieval.max_pages} * kPageTokens / policy.unit_tokens;
+  for (int32_t row = 0; row < params.batch.counts[kDecodeRows]; ++row) {
+    const int32_t slot = params.batch.row_slot[row];
+    const int32_t position = params.batch.row_position[row];
+    const int32_t tokens = position + 1;
+    for (int32_t head = 0; head < heads; ++head) {
+      const int64_t index = int64_t{slot} * lists.slot_lists + lists.first_list + head;
+      if (policy.token_budget == 0 || tokens <= policy.token_budget) {
+        lists.counts[index] = -1;
+        continue;
+      }
+      const bool due = (position - params.prompt_tokens[slot]) % policy.reuse_interval == 0;
+      if (!due && lists.counts[index] >= 0) {
+        continue;
+      }
+      std::vector<float> scores;
+      WithActivations(params.dtype,
+                      [&]<typename T>() { scores = ScoreUnits<T>(params, row, head); });
+      const std::vector<int32_t> kept =
+          KeepUnits(scores, lists.capacity, FirstForcedNewestUnit(tokens, policy.unit_tokens));
+      std::copy(kept.begin(), kept.end(), lists.units + index * lists.capacity);
+      lists.counts[index] = static_cast<int32_t>(kept.size());
+      if (params.scores != nullptr) {
+        float* output = params.scores + (int64_t{row} * heads + head) * max_units;
+        std::fill(std::copy(scores.begin(), scores.end(), output), output + max_units, kNever);
+      }
+    }
+  }
+}
+
+}  // namespace lserve::ref
