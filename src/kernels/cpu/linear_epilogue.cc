@@ -102,14 +102,10 @@ void FinishAs(const EpilogueTask& task) {
 template <typename Output>
 void FinishTo(const EpilogueTask& task) {
   switch (task.params->epilogue) {
-    case Epilogue::kNone:
-      return FinishAs<Epilogue::kNone, Output>(task);
-    case Epilogue::kBias:
-      return FinishAs<Epilogue::kBias, Output>(task);
-    case Epilogue::kResidual:
-      return FinishAs<Epilogue::kResidual, Output>(task);
-    case Epilogue::kSiluMul:
-      return FinishAs<Epilogue::kSiluMul, Output>(task);
+    case Epilogue::kNone: return FinishAs<Epilogue::kNone, Output>(task);
+    case Epilogue::kBias: return FinishAs<Epilogue::kBias, Output>(task);
+    case Epilogue::kResidual: return FinishAs<Epilogue::kResidual, Output>(task);
+    case Epilogue::kSiluMul: return FinishAs<Epilogue::kSiluMul, Output>(task);
   }
 }
 
