@@ -15,11 +15,11 @@
 namespace lserve {
 
 struct EngineOptions {
-  int32_t max_batched_tokens = 2048;   // rows of one step
-  double prefill_step_seconds = 1.0;   // a step's target length when nothing decodes
-  double decode_step_seconds = 0.25;   // and while something decodes
-  int32_t max_partial_prefills = 4;    // prompts prefilled side by side
-  int32_t max_waiting = 1024;          // queued requests; more are refused
+  int32_t max_batched_tokens = 2048;  // rows of one step
+  double prefill_step_seconds = 1.0;  // a step's target length when nothing decodes
+  double decode_step_seconds = 0.25;  // and while something decodes
+  int32_t max_partial_prefills = 4;   // prompts prefilled side by side
+  int32_t max_waiting = 1024;         // queued requests; more are refused
   std::vector<int32_t> eos_token_ids;
 };
 

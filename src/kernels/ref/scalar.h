@@ -27,15 +27,15 @@ T Store(double x) {
 template <typename A, typename B>
 double Dot(const A* a, const B* b, int64_t n) {
   double sums[8] = {};
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
+  const int64_t whole = n / 8 * 8;
+  for (int64_t i = 0; i < whole; i += 8) {
     for (int64_t lane = 0; lane < 8; ++lane) {
       sums[lane] +=
           static_cast<double>(ToFloat(a[i + lane])) * static_cast<double>(ToFloat(b[i + lane]));
     }
   }
   double total = 0.0;
-  for (; i < n; ++i) {
+  for (int64_t i = whole; i < n; ++i) {
     total += static_cast<double>(ToFloat(a[i])) * static_cast<double>(ToFloat(b[i]));
   }
   for (const double sum : sums) {
