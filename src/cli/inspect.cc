@@ -77,10 +77,9 @@ Status Inspect(const InspectArguments& arguments) {
   std::printf("device: %s, %s, %d threads, %.1f GiB free\n", model.backend->name(),
               model.backend->facts().name.c_str(), model.backend->facts().threads,
               static_cast<double>(model.backend->facts().free_bytes) / kMiB / 1024);
-  std::printf("head plan: %s\n",
-              model.plan_source.empty()
-                  ? "none, so every head retrieves; `lserve calibrate` will make one"
-                  : model.plan_source.c_str());
+  std::printf("head plan: %s\n", model.plan_source.empty()
+                                     ? "none, so every head retrieves (--head-plan gives one)"
+                                     : model.plan_source.c_str());
   OrderedJson result;
   result["settings"] = arguments.settings.ToJson();
   result["commit"] = BuildCommit();

@@ -43,8 +43,8 @@ void LogStartUp(const LoadedModel& model, const std::vector<std::string>& modes,
     }
     if (model.plan_source.empty()) {
       spdlog::warn(
-          "no head plan in the model folder, so every head retrieves: `lserve calibrate` "
-          "will find the heads that may stream");
+          "no head plan in the model folder, so every head retrieves; give one with --head-plan "
+          "(`lserve calibrate`, which will make one, is not part of this version)");
     } else {
       spdlog::info(
           "{}: {} of {} KV heads stream ({} sink + {} local tokens, {:.2f} MiB a sequence)",
@@ -57,10 +57,11 @@ void LogStartUp(const LoadedModel& model, const std::vector<std::string>& modes,
               kMiB);
     }
     spdlog::info(
-        "{}: the others read at most {} tokens a step, in units of {}, chosen every {} "
-        "steps by {}; accuracy differs from dense: `lserve eval` measures it",
+        "{}: the others read at most {} tokens a step, in units of {}, ranked by {}, reuse "
+        "interval "
+        "{}; accuracy differs from dense: `lserve eval` measures it",
         modes[i], model.settings.token_budget, model.settings.selection_unit,
-        model.settings.reuse_interval, model.settings.page_score);
+        model.settings.page_score, model.settings.reuse_interval);
   }
 }
 

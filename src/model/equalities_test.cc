@@ -29,8 +29,8 @@ struct Device {
   int32_t threads = 2;
 };
 
-std::string DeviceName(const ::testing::TestParamInfo<Device>& info) {
-  return info.param.backend + "_" + DTypeName(info.param.dtype);
+std::string DeviceName(const ::testing::TestParamInfo<Device>& test) {
+  return test.param.backend + "_" + DTypeName(test.param.dtype);
 }
 
 struct Attention {
@@ -308,6 +308,50 @@ TEST_P(Equalities, RebuiltSequenceChangesNoBit) {
   instance.Prefill(thief, other, 0, 500);
   instance.Decode(thief, 500, 1);
   EXPECT_EQ(instance.Run(prompt_, generated), want);
+}
+
+// Penalties see the tokens that a rebuilt sequence replays as they saw them when they were sampled.
+TEST_P(Equalities, RebuiltSequenceKeepsItsPenalties) {
+  Instance instance(folder_, GetParam(), Attention{});
+  LlamaRunner& runner = instance.runner();
+  SlotSampling sampling{};
+  sampling.top_p = 1;
+  sampling.repetition_penalty = 1.3f;
+  sampling.frequency_penalty = 1.5f;
+  sampling.presence_penalty = 0.5f;
+  sampling.penalties = 1;
+  const auto length = static_cast<int64_t>(prompt_.size());
+  // Generates 30 tokens; the first `known` are replayed instead of sampled.
+  const auto generate = [&](const std::vector<int32_t>& known) {
+    const int32_t slot = runner.OpenSlot(prompt_, sampling).value();
+    CHECK_OK(runner.Reserve(slot, length));
+    StepInput prefill;
+    prefill.chunks.push_back(Instance::Chunk(slot, prompt_, 0, length));
+    prefill.chunks[0].sample = known.empty();
+    std::vector<int32_t> tokens = known;
+    const std::vector<SampledToken> first = runner.Step(prefill).value();
+    if (known.empty()) {
+      tokens.push_back(first[0].token);
+    }
+    for (int64_t i = 0; std::ssize(tokens) < 30; ++i) {
+      CHECK_OK(runner.Reserve(slot, length + i + 1));
+      const bool replayed = i < std::ssize(known);
+      StepInput step;
+      step.decode.push_back(DecodeRow{.slot = slot,
+                                      .position = length + i,
+                                      .token = replayed ? tokens[static_cast<size_t>(i)] : -1,
+                                      .sample = i + 1 >= std::ssize(known)});
+      const std::vector<SampledToken> sampled = runner.Step(step).value();
+      if (!sampled.empty()) {
+        tokens.push_back(sampled[0].token);
+      }
+    }
+    runner.CloseSlot(slot);
+    return tokens;
+  };
+  const std::vector<int32_t> want = generate({});
+  EXPECT_EQ(generate({want.begin(), want.begin() + 1}), want);
+  EXPECT_EQ(generate({want.begin(), want.begin() + 17}), want);
 }
 
 TEST_P(Equalities, ForkContinuesAsItsOriginWould) {

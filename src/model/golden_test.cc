@@ -138,9 +138,9 @@ INSTANTIATE_TEST_SUITE_P(Families, TinyGoldenTest,
                                             ::testing::Values("tiny-llama2", "tiny-llama31",
                                                               "tiny-mistral", "tiny-qwen2",
                                                               "tiny-qwen3")),
-                         [](const auto& info) {
+                         [](const auto& test) {
                            std::string name =
-                               DeviceName(std::get<0>(info.param)) + "_" + std::get<1>(info.param);
+                               DeviceName(std::get<0>(test.param)) + "_" + std::get<1>(test.param);
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name;
                          });
@@ -148,9 +148,9 @@ INSTANTIATE_TEST_SUITE_P(Families, TinyGoldenTest,
 INSTANTIATE_TEST_SUITE_P(Prompts, NeedleGoldenTest,
                          ::testing::Combine(::testing::ValuesIn(kDevices),
                                             ::testing::Values(0, 1, 2)),
-                         [](const auto& info) {
-                           return DeviceName(std::get<0>(info.param)) + "_prompt" +
-                                  std::to_string(std::get<1>(info.param));
+                         [](const auto& test) {
+                           return DeviceName(std::get<0>(test.param)) + "_prompt" +
+                                  std::to_string(std::get<1>(test.param));
                          });
 
 }  // namespace

@@ -152,6 +152,7 @@ Status LlamaRunner::AllocateMemory(const RunnerOptions& options) {
   for (const auto& [buffer, size] : wanted) {
     ASSIGN_OR_RETURN(*buffer, backend_.Allocate(size));
   }
+  slot_penalties_.resize(static_cast<size_t>(slots), false);
   const StepLayout layout(batch_);
   step_host_.resize(static_cast<size_t>(layout.bytes));
   const auto at = [&](int64_t offset) {
@@ -374,6 +375,7 @@ void LlamaRunner::SetUpSlot(int32_t slot, std::span<const int32_t> prompt,
     const std::vector<int32_t> all(static_cast<size_t>(lists), -1);
     backend_.CopyToDevice(at(unit_counts_, lists * 4), all.data(), lists * 4, *stream_);
   }
+  slot_penalties_[static_cast<size_t>(slot)] = sampling.penalties != 0;
   if (sampling.penalties != 0) {
     backend_.Zero(at(token_counts_, vocab_size * 4), vocab_size * 4, *stream_);
     std::vector<uint8_t> seen(static_cast<size_t>(vocab_size), 0);
@@ -382,6 +384,17 @@ void LlamaRunner::SetUpSlot(int32_t slot, std::span<const int32_t> prompt,
     }
     backend_.CopyToDevice(at(prompt_seen_, vocab_size), seen.data(), vocab_size, *stream_);
   }
+}
+
+Status LlamaRunner::CountReplayed(int32_t slot, int32_t token) {
+  std::byte* count =
+      token_counts_.data() + (int64_t{slot} * limits_.vocab_size + token) * int64_t{4};
+  int32_t value = 0;
+  backend_.CopyToHost(&value, count, 4, *stream_);
+  RETURN_IF_ERROR(stream_->Synchronize());
+  ++value;
+  backend_.CopyToDevice(count, &value, 4, *stream_);
+  return stream_->Synchronize();
 }
 
 Result<int32_t> LlamaRunner::OpenSlot(std::span<const int32_t> prompt,
@@ -468,6 +481,9 @@ Result<std::vector<SampledToken>> LlamaRunner::Step(const StepInput& input) {
   std::vector<SampledToken> sampled;
   int32_t row = 0;
   for (const DecodeRow& decode : input.decode) {
+    if (decode.token >= 0 && slot_penalties_[static_cast<size_t>(decode.slot)]) {
+      RETURN_IF_ERROR(CountReplayed(decode.slot, decode.token));
+    }
     if (decode.sample) {
       logit_rows.push_back(row);
       sampled.push_back({decode.slot, -1});

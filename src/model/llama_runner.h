@@ -73,6 +73,9 @@ class LlamaRunner : public Runner {
 
   // Fills and uploads the step arrays. Returns the pass that the step needs.
   Pass FillStep(const StepInput& input, std::span<const int32_t> logit_rows);
+  // Tells the penalties of a slot that a token was generated which this runner did not sample: a
+  // rebuilt sequence replays its tokens.
+  Status CountReplayed(int32_t slot, int32_t token);
   void SetUpSlot(int32_t slot, std::span<const int32_t> prompt, const SlotSampling& sampling);
 
   Backend& backend_;
@@ -91,6 +94,7 @@ class LlamaRunner : public Runner {
   BatchView batch_;
   Buffer step_device_;
   std::vector<std::byte> step_host_;
+  std::vector<bool> slot_penalties_;  // by slot: its sampling settings have a penalty
   int64_t workspace_bytes_ = 0;
   int32_t unit_capacity_ = 0;
 

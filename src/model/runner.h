@@ -34,7 +34,8 @@ struct PromptChunk {
 struct DecodeRow {
   int32_t slot = 0;
   int64_t position = 0;
-  int32_t token = -1;  // -1: the slot's last sampled token
+  int32_t token = -1;  // -1: the slot's last sampled token; else a token that is replayed, which
+                       // the penalties then count
   bool sample = true;  // false while a preempted sequence is replayed
 };
 
