@@ -73,6 +73,7 @@ class Instance {
   }
 
   LlamaRunner& runner() { return *runner_; }
+  Backend& backend() { return *backend_; }
 
   int32_t Open(const std::vector<int32_t>& prompt) {
     return runner_->OpenSlot(prompt, kGreedy).value();
@@ -373,6 +374,85 @@ TEST_P(Equalities, ForkContinuesAsItsOriginWould) {
     EXPECT_EQ(got, want) << "fork at " << at;
     instance.runner().CloseSlot(fork);
   }
+}
+
+// Pages that decode rows filled carry the statistics that prefilled ones do: the minima and maxima
+// of the keys that lie in them, at the place where the selector looks.
+TEST_P(Equalities, DecodedPagesHaveTheStatisticsOfTheirKeys) {
+  Instance instance(folder_, GetParam(), Attention{});
+  const int32_t slot = instance.Open(prompt_);
+  instance.Prefill(slot, prompt_, 0, 70);
+  const std::vector<int32_t> generated = RandomTokens(200, 97, 61);
+  for (int64_t i = 0; i < 200; ++i) {
+    instance.Decode(slot, 70 + i, generated[static_cast<size_t>(i)]);
+  }
+  Backend& backend = instance.backend();
+  const auto stream = backend.MakeStream();
+  for (int32_t layer = 0; layer < 4; ++layer) {
+    const RetrievalLane lane = instance.runner().cache().retrieval(layer);
+    const int64_t elements = int64_t{lane.layout.heads} * kPageTokens * lane.layout.head_dim;
+    const Buffer keys = backend.Allocate(elements * 4).value();
+    const Buffer values = backend.Allocate(elements * 4).value();
+    const Buffer stats = backend.Allocate(elements * 4 / 8).value();
+    int32_t page_id = 0;
+    for (int32_t page = 0; page < 4; ++page) {
+      backend.CopyToHost(&page_id, lane.table + slot * lane.max_pages + page, 4, *stream);
+      CHECK_OK(stream->Synchronize());
+      backend.ops().export_page.run(
+          *stream, TransferPageParams{.page = lane.pages + page_id * lane.layout.page_bytes(),
+                                      .layout = lane.layout,
+                                      .keys = keys.As<float>(),
+                                      .values = values.As<float>(),
+                                      .stats = stats.As<float>()});
+      std::vector<float> key(static_cast<size_t>(elements));
+      std::vector<float> stat(static_cast<size_t>(elements / 8));
+      backend.CopyToHost(key.data(), keys.data(), elements * 4, *stream);
+      backend.CopyToHost(stat.data(), stats.data(), elements * 4 / 8, *stream);
+      CHECK_OK(stream->Synchronize());
+      const auto dims = static_cast<size_t>(lane.layout.head_dim);
+      for (size_t head = 0; head < static_cast<size_t>(lane.layout.heads); ++head) {
+        for (size_t logical = 0; logical < 4; ++logical) {
+          for (size_t d = 0; d < dims; ++d) {
+            float low = INFINITY, high = -INFINITY;
+            for (size_t t = 0; t < 16; ++t) {
+              const float k = key[(head * 64 + logical * 16 + t) * dims + d];
+              low = std::min(low, k);
+              high = std::max(high, k);
+            }
+            const size_t at = ((head * 4 + logical) * 2) * dims + d;
+            ASSERT_EQ(stat[at], low) << "layer " << layer << " page " << page << " dim " << d;
+            ASSERT_EQ(stat[at + dims], high) << "layer " << layer << " page " << page;
+          }
+        }
+      }
+    }
+  }
+}
+
+// Byte offsets into a pool pass 2^31: a sequence whose pages lie beyond computes the same. The
+// pages before it are reserved and never touched, so no memory is taken for them.
+TEST_P(Equalities, PagesBeyondTwoGibibytesChangeNoBit) {
+  if (GetParam().dtype == DType::kFloat32) {
+    GTEST_SKIP() << "offsets do not depend on the dtype; bf16 covers them";
+  }
+  RandomModel model;
+  model.num_layers = 1;
+  model.num_kv_heads = 4;
+  model.head_dim = 128;
+  model.max_position_embeddings = 1 << 21;
+  const std::string folder = WriteRandomModel(model);
+  Attention attention;
+  attention.max_model_len = 1 << 21;
+  attention.max_num_seqs = 2;
+  Instance instance(folder, GetParam(), attention);
+  const std::vector<int32_t> prompt = RandomTokens(300, 97, 71);
+  const std::vector<float> low = instance.Run(prompt, generated_);
+  const int32_t hog = instance.Open({});
+  const int64_t page_bytes = instance.runner().cache().config().RetrievalPageBytes();
+  const int64_t pages = (int64_t{1} << 31) / page_bytes + 10;
+  ASSERT_LT(pages * kPageTokens, 1 << 21);
+  ASSERT_TRUE(instance.runner().Reserve(hog, pages * kPageTokens).ok());
+  EXPECT_EQ(instance.Run(prompt, generated_), low);
 }
 
 TEST_P(Equalities, SelectionOfOneSlotNeverServesAnother) {
