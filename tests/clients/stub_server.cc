@@ -1,5 +1,5 @@
-// A server over a stub model, for tests with real clients: prints its port, serves until its standard
-// input ends. Every answer is the first argument.
+// A server over a stub model, for tests with real clients: prints its port, serves until its
+// standard input ends. Every answer is the first argument.
 #include <cstdio>
 #include <iostream>
 #include <string>
