@@ -194,6 +194,7 @@ Status MergeGenerationConfig(const Json& json, ModelConfig* config) {
   if (const Json* value = FindValue(json, "top_k"); value != nullptr) {
     ASSIGN_OR_RETURN(defaults.top_k, ToInteger(*value, "top_k", 0, kMaxVocab));
   }
+  ASSIGN_OR_RETURN(defaults.min_p, OptionalNumber(json, "min_p", FromTo(0.0, 1.0)));
   ASSIGN_OR_RETURN(defaults.repetition_penalty,
                    OptionalNumber(json, "repetition_penalty", AboveUpTo(0.0, 100.0)));
   return OkStatus();

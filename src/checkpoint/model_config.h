@@ -21,6 +21,7 @@ struct GenerationDefaults {
   std::optional<double> temperature;         // >= 0; 0 is greedy
   std::optional<double> top_p;               // (0, 1]
   std::optional<int64_t> top_k;              // >= 0; 0 is off
+  std::optional<double> min_p;               // [0, 1]; 0 is off
   std::optional<double> repetition_penalty;  // > 0; 1 is off
 };
 

@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "cli/command.h"
 #include "engine/engine.h"
+#include "engine/sampling.h"
 
 namespace lserve {
 namespace {
@@ -20,8 +21,9 @@ struct GenerateArguments {
   std::string system;
   bool raw = false;
   bool verbose = false;
-  SamplingParams sampling;
-  std::optional<double> temperature;
+  SamplingParams sampling;  // fields that the model folder has no say in
+  std::optional<double> temperature, top_p, min_p, repetition_penalty;
+  std::optional<int64_t> top_k;
   std::string json;
 };
 
@@ -62,11 +64,14 @@ Status Generate(GenerateArguments& arguments) {
   ASSIGN_OR_RETURN(Request request, [&]() -> Result<Request> {
     Request made;
     ASSIGN_OR_RETURN(made.prompt, BuildPrompt(model, arguments));
+    const SamplingParams defaults = DefaultSampling(model.config.generation);
     made.sampling = arguments.sampling;
-    const GenerationDefaults& defaults = model.config.generation;
-    const bool greedy = defaults.do_sample.has_value() && !*defaults.do_sample;
-    made.sampling.temperature =
-        arguments.temperature.value_or(greedy ? 0.0 : defaults.temperature.value_or(1.0));
+    made.sampling.temperature = arguments.temperature.value_or(defaults.temperature);
+    made.sampling.top_p = arguments.top_p.value_or(defaults.top_p);
+    made.sampling.top_k = arguments.top_k.value_or(defaults.top_k);
+    made.sampling.min_p = arguments.min_p.value_or(defaults.min_p);
+    made.sampling.repetition_penalty =
+        arguments.repetition_penalty.value_or(defaults.repetition_penalty);
     return made;
   }());
   ASSIGN_OR_RETURN(std::unique_ptr<LlamaRunner> runner, model.MakeRunner(modes[0]));
@@ -145,12 +150,12 @@ RegisteredCommand RegisterGenerate(CLI::App& program) {
   SamplingParams& sampling = arguments->sampling;
   app->add_option("--max-tokens", sampling.max_tokens, "-1: what the context leaves")
       ->capture_default_str();
-  app->add_option("--temperature", arguments->temperature,
-                  "0: greedy (default: what the model folder recommends)");
-  app->add_option("--top-p", sampling.top_p)->capture_default_str();
-  app->add_option("--top-k", sampling.top_k, "0: all")->capture_default_str();
-  app->add_option("--min-p", sampling.min_p)->capture_default_str();
-  app->add_option("--repetition-penalty", sampling.repetition_penalty)->capture_default_str();
+  const char* recommended = "default: what the model folder recommends";
+  app->add_option("--temperature", arguments->temperature, recommended);
+  app->add_option("--top-p", arguments->top_p, recommended);
+  app->add_option("--top-k", arguments->top_k, recommended);
+  app->add_option("--min-p", arguments->min_p, recommended);
+  app->add_option("--repetition-penalty", arguments->repetition_penalty, recommended);
   app->add_option("--presence-penalty", sampling.presence_penalty)->capture_default_str();
   app->add_option("--frequency-penalty", sampling.frequency_penalty)->capture_default_str();
   app->add_option("--seed", sampling.seed)->capture_default_str();

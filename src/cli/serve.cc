@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "cli/command.h"
 #include "engine/engine.h"
+#include "engine/sampling.h"
 #include "server/server.h"
 
 namespace lserve {
@@ -65,18 +66,6 @@ void LogStartUp(const LoadedModel& model, const std::vector<std::string>& modes,
   }
 }
 
-SamplingDefaults DefaultsOf(const GenerationDefaults& generation) {
-  SamplingDefaults defaults;
-  const bool greedy = generation.do_sample.has_value() && !*generation.do_sample;
-  defaults.temperature = greedy ? 0.0 : generation.temperature.value_or(defaults.temperature);
-  if (!greedy) {
-    defaults.top_p = generation.top_p.value_or(defaults.top_p);
-    defaults.top_k = generation.top_k.value_or(defaults.top_k);
-  }
-  defaults.repetition_penalty = generation.repetition_penalty.value_or(defaults.repetition_penalty);
-  return defaults;
-}
-
 // SIGINT and SIGTERM, blocked in every thread that starts after this, for WaitForSignal.
 sigset_t BlockStopSignals() {
   sigset_t signals;
@@ -122,7 +111,7 @@ Status Load(const ServeArguments& arguments, Loaded* loaded) {
   for (size_t i = 0; i < modes.size(); ++i) {
     serving.models.push_back({i == 0 ? name : name + ":" + modes[i], static_cast<int32_t>(i)});
   }
-  serving.defaults = DefaultsOf(model.config.generation);
+  serving.defaults = DefaultSampling(model.config.generation);
   const OrderedJson settings = arguments.settings.ToJson();
   for (const auto& [key, value] : settings.items()) {
     serving.settings.emplace_back(key, value.is_string() ? value.get<std::string>() : value.dump());

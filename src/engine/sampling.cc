@@ -62,6 +62,21 @@ Status Validate(const SamplingParams& params) {
   return OkStatus();
 }
 
+SamplingParams DefaultSampling(const GenerationDefaults& recommended) {
+  SamplingParams params;
+  params.repetition_penalty =
+      std::min(recommended.repetition_penalty.value_or(params.repetition_penalty), 10.0);
+  if (!recommended.do_sample.value_or(true)) {
+    params.temperature = 0;
+    return params;
+  }
+  params.temperature = std::min(recommended.temperature.value_or(params.temperature), 2.0);
+  params.top_p = recommended.top_p.value_or(params.top_p);
+  params.top_k = std::min<int64_t>(recommended.top_k.value_or(params.top_k), kMaxTopK);
+  params.min_p = recommended.min_p.value_or(params.min_p);
+  return params;
+}
+
 SlotSampling ToSlotSampling(const SamplingParams& params) {
   SlotSampling out = {};
   out.temperature =

@@ -130,5 +130,30 @@ TEST(FinishReason, Names) {
   EXPECT_STREQ(FinishReasonName(FinishReason::kError), "error");
 }
 
+TEST(DefaultSampling, FollowsTheModelWithinTheRanges) {
+  GenerationDefaults recommended;
+  EXPECT_EQ(DefaultSampling(recommended).temperature, 1.0);
+  recommended.temperature = 0.7;
+  recommended.top_p = 0.8;
+  recommended.top_k = 20;
+  recommended.min_p = 0.05;
+  recommended.repetition_penalty = 1.05;
+  const SamplingParams sampled = DefaultSampling(recommended);
+  EXPECT_EQ(sampled.temperature, 0.7);
+  EXPECT_EQ(sampled.top_p, 0.8);
+  EXPECT_EQ(sampled.top_k, 20);
+  EXPECT_EQ(sampled.min_p, 0.05);
+  EXPECT_EQ(sampled.repetition_penalty, 1.05);
+  recommended.do_sample = false;
+  const SamplingParams greedy = DefaultSampling(recommended);
+  EXPECT_EQ(greedy.temperature, 0.0);
+  EXPECT_EQ(greedy.top_p, 1.0);
+  EXPECT_EQ(greedy.repetition_penalty, 1.05);
+  recommended.do_sample = true;
+  recommended.temperature = 50;
+  recommended.repetition_penalty = 50;
+  EXPECT_TRUE(Validate(DefaultSampling(recommended)).ok());
+}
+
 }  // namespace
 }  // namespace lserve

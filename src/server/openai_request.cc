@@ -272,15 +272,11 @@ MaybeError ReadStreamOptions(Json& body, GenerationRequest* out) {
 }
 
 // What completions and chats share.
-MaybeError ReadCommon(Json& body, const SamplingDefaults& defaults, GenerationRequest* out) {
+MaybeError ReadCommon(Json& body, const SamplingParams& defaults, GenerationRequest* out) {
   RETURN_IF_API_ERROR(ReadString(body, "model", &out->model));
   RETURN_IF_API_ERROR(RefuseUnsupported(body));
   SamplingParams& sampling = out->sampling;
-  sampling.temperature = defaults.temperature;
-  sampling.top_p = defaults.top_p;
-  sampling.top_k = defaults.top_k;
-  sampling.min_p = defaults.min_p;
-  sampling.repetition_penalty = defaults.repetition_penalty;
+  sampling = defaults;
   RETURN_IF_API_ERROR(ReadNumber(body, "temperature", kTemperatureRange, &sampling.temperature));
   RETURN_IF_API_ERROR(ReadNumber(body, "top_p", kTopPRange, &sampling.top_p));
   RETURN_IF_API_ERROR(ReadInteger(body, "top_k", -1, kMaxTopK, &sampling.top_k));
@@ -450,35 +446,7 @@ int64_t CountJsonValues(std::string_view text) {
   return count;
 }
 
-void TakeInRange(const Json& config, std::string_view key, Range range, double* out) {
-  const Json* value = FindKey(config, key);
-  if (value != nullptr && value->is_number() && range.Holds(value->get<double>())) {
-    *out = value->get<double>();
-  }
-}
-
 }  // namespace
-
-SamplingDefaults SamplingDefaultsFrom(const Json& generation_config) {
-  SamplingDefaults defaults;
-  const Json* do_sample = FindKey(generation_config, "do_sample");
-  if (do_sample != nullptr && do_sample->is_boolean() && !do_sample->get<bool>()) {
-    defaults.temperature = 0.0;
-    return defaults;
-  }
-  TakeInRange(generation_config, "temperature", kTemperatureRange, &defaults.temperature);
-  TakeInRange(generation_config, "top_p", kTopPRange, &defaults.top_p);
-  TakeInRange(generation_config, "min_p", kMinPRange, &defaults.min_p);
-  TakeInRange(generation_config, "repetition_penalty", kRepetitionRange,
-              &defaults.repetition_penalty);
-  if (const Json* top_k = FindKey(generation_config, "top_k"); top_k != nullptr) {
-    const std::optional<int64_t> number = top_k->is_number() ? AsInteger(*top_k) : std::nullopt;
-    if (number.has_value() && *number >= 0 && *number <= kMaxTopK) {
-      defaults.top_k = *number;
-    }
-  }
-  return defaults;
-}
 
 std::optional<ApiError> ParseBody(std::string_view body, int64_t max_values, Json* out) {
   if (!IsValidUtf8(body)) {
@@ -500,7 +468,7 @@ std::optional<ApiError> ParseBody(std::string_view body, int64_t max_values, Jso
   return std::nullopt;
 }
 
-std::optional<ApiError> ParseCompletionRequest(Json body, const SamplingDefaults& defaults,
+std::optional<ApiError> ParseCompletionRequest(Json body, const SamplingParams& defaults,
                                                GenerationRequest* out) {
   RETURN_IF_API_ERROR(ReadCommon(body, defaults, out));
   out->sampling.max_tokens = 16;  // OpenAI's default of this route
@@ -508,7 +476,7 @@ std::optional<ApiError> ParseCompletionRequest(Json body, const SamplingDefaults
   return ReadPrompt(body, &out->prompt);
 }
 
-std::optional<ApiError> ParseChatRequest(Json body, const SamplingDefaults& defaults,
+std::optional<ApiError> ParseChatRequest(Json body, const SamplingParams& defaults,
                                          GenerationRequest* out) {
   RETURN_IF_API_ERROR(ReadCommon(body, defaults, out));
   RETURN_IF_API_ERROR(ReadMaxTokens(body, "max_tokens", out));

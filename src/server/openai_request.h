@@ -17,19 +17,6 @@
 
 namespace lserve {
 
-// Sampling when a request does not say.
-struct SamplingDefaults {
-  double temperature = 1.0;
-  double top_p = 1.0;
-  int64_t top_k = 0;
-  double min_p = 0.0;
-  double repetition_penalty = 1.0;
-};
-
-// From a model's generation_config.json: `do_sample` false means greedy; else its temperature,
-// top_p, top_k, min_p and repetition_penalty where they are in range. Null: the plain defaults.
-SamplingDefaults SamplingDefaultsFrom(const Json& generation_config);
-
 // The prompt of a completion or of /tokenize: text or token ids, or the messages of a chat.
 using Prompt = std::variant<std::string, std::vector<int32_t>, std::vector<ChatMessage>>;
 
@@ -62,10 +49,11 @@ struct DetokenizeRequest {
 // more than max_values values (a body of 64 MiB could else grow to gigabytes of parsed values).
 std::optional<ApiError> ParseBody(std::string_view body, int64_t max_values, Json* out);
 
+// `defaults` is the sampling where a request does not say.
 // `body` is an object and is consumed (long strings are moved out). On an error `out` is unusable.
-std::optional<ApiError> ParseCompletionRequest(Json body, const SamplingDefaults& defaults,
+std::optional<ApiError> ParseCompletionRequest(Json body, const SamplingParams& defaults,
                                                GenerationRequest* out);
-std::optional<ApiError> ParseChatRequest(Json body, const SamplingDefaults& defaults,
+std::optional<ApiError> ParseChatRequest(Json body, const SamplingParams& defaults,
                                          GenerationRequest* out);
 std::optional<ApiError> ParseTokenizeRequest(Json body, TokenizeRequest* out);
 std::optional<ApiError> ParseDetokenizeRequest(Json body, DetokenizeRequest* out);

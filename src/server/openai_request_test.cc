@@ -17,7 +17,7 @@ struct Parsed {
   GenerationRequest request;
 };
 
-Parsed Parse(bool chat, std::string_view body, const SamplingDefaults& defaults = {}) {
+Parsed Parse(bool chat, std::string_view body, const SamplingParams& defaults = {}) {
   Parsed parsed;
   Json json;
   parsed.error = ParseBody(body, 100000, &json);
@@ -244,24 +244,15 @@ TEST(OpenAiRequest, TooManyValuesAreRefusedBeforeParsing) {
   EXPECT_FALSE(ParseBody(R"({"prompt":"\",,,,,,[[[[[{{{{{,,,,\\"})", 5, &json));
 }
 
-TEST(OpenAiRequest, DefaultsFromGenerationConfig) {
+TEST(OpenAiRequest, DefaultsHoldWhereTheRequestIsSilent) {
+  SamplingParams defaults;
+  defaults.temperature = 0.7;
+  defaults.top_k = 20;
+  EXPECT_EQ(Parse(false, R"({"prompt":"x"})", defaults).request.sampling.temperature, 0.7);
+  EXPECT_EQ(Parse(false, R"({"prompt":"x"})", defaults).request.sampling.top_k, 20);
   EXPECT_EQ(
-      SamplingDefaultsFrom(Json::parse(R"({"do_sample":false,"temperature":0.7})")).temperature,
+      Parse(false, R"({"prompt":"x","temperature":0})", defaults).request.sampling.temperature,
       0.0);
-  const SamplingDefaults sampled = SamplingDefaultsFrom(Json::parse(
-      R"({"do_sample":true,"temperature":0.7,"top_p":0.8,"top_k":20,"repetition_penalty":1.05})"));
-  EXPECT_EQ(sampled.temperature, 0.7);
-  EXPECT_EQ(sampled.top_p, 0.8);
-  EXPECT_EQ(sampled.top_k, 20);
-  EXPECT_EQ(sampled.repetition_penalty, 1.05);
-  const SamplingDefaults odd =
-      SamplingDefaultsFrom(Json::parse(R"({"temperature":"x","top_k":-5})"));
-  EXPECT_EQ(odd.temperature, 1.0);
-  EXPECT_EQ(odd.top_k, 0);
-  EXPECT_EQ(SamplingDefaultsFrom(Json()).temperature, 1.0);
-  EXPECT_EQ(Parse(false, R"({"prompt":"x"})", sampled).request.sampling.temperature, 0.7);
-  EXPECT_EQ(Parse(false, R"({"prompt":"x","temperature":0})", sampled).request.sampling.temperature,
-            0.0);
 }
 
 TEST(OpenAiRequest, Tokenize) {
