@@ -15,6 +15,7 @@
 #include "kernels/cpu/attend_decode_kernel.h"
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/page_layout.h"
+#include "kernels/cpu/variant.h"
 
 namespace lserve::cpu {
 namespace {
@@ -261,15 +262,6 @@ void Combine(const float* records, int64_t step, int32_t segments, float scale, 
   }
 }
 
-const DecodeVariant& ChooseVariant() {
-  for (const DecodeVariant& variant : DecodeVariants()) {
-    if (variant.supports()) {
-      return variant;
-    }
-  }
-  CheckFailed(__FILE__, __LINE__, "the last variant runs everywhere");
-}
-
 }  // namespace
 
 std::span<const DecodeVariant> DecodeVariants() {
@@ -334,11 +326,11 @@ int64_t AttendDecodeWorkspace(const AttendDecodeParams& params) {
 }
 
 void RunAttendDecode(const AttendDecodeParams& params, Team& team) {
-  RunAttendDecode(params, ChooseVariant(), team);
+  RunAttendDecode(params, FirstSupported(DecodeVariants()), team);
 }
 
 const char* AttendDecodeVariant(const AttendDecodeParams& /*params*/) {
-  return ChooseVariant().name;
+  return FirstSupported(DecodeVariants()).name;
 }
 
 }  // namespace lserve::cpu

@@ -15,6 +15,7 @@
 #include "kernels/cpu/attend_prefill_kernel.h"
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/page_layout.h"
+#include "kernels/cpu/variant.h"
 
 namespace lserve::cpu {
 namespace {
@@ -348,15 +349,6 @@ class PrefillWorker {
   int32_t tail_page_ = -1;
 };
 
-const PrefillVariant& ChooseVariant() {
-  for (const PrefillVariant& variant : PrefillVariants()) {
-    if (variant.supports()) {
-      return variant;
-    }
-  }
-  CheckFailed(__FILE__, __LINE__, "the last variant runs everywhere");
-}
-
 }  // namespace
 
 std::span<const PrefillVariant> PrefillVariants() {
@@ -390,11 +382,11 @@ int64_t AttendPrefillWorkspace(const AttendPrefillParams& params) {
 }
 
 void RunAttendPrefill(const AttendPrefillParams& params, Team& team) {
-  RunAttendPrefill(params, ChooseVariant(), team);
+  RunAttendPrefill(params, FirstSupported(PrefillVariants()), team);
 }
 
 const char* AttendPrefillVariant(const AttendPrefillParams& /*params*/) {
-  return ChooseVariant().name;
+  return FirstSupported(PrefillVariants()).name;
 }
 
 }  // namespace lserve::cpu

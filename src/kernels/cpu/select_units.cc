@@ -14,6 +14,7 @@
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/page_layout.h"
 #include "kernels/cpu/select_units_kernel.h"
+#include "kernels/cpu/variant.h"
 
 namespace lserve::cpu {
 namespace {
@@ -231,15 +232,6 @@ class UnitSelector {
   SelectScratch scratch_{};
 };
 
-const SelectVariant& ChooseVariant() {
-  for (const SelectVariant& variant : SelectVariants()) {
-    if (variant.supports()) {
-      return variant;
-    }
-  }
-  CheckFailed(__FILE__, __LINE__, "the last variant runs everywhere");
-}
-
 }  // namespace
 
 std::span<const SelectVariant> SelectVariants() {
@@ -262,9 +254,11 @@ int64_t SelectUnitsWorkspace(const SelectUnitsParams& params) {
 }
 
 void RunSelectUnits(const SelectUnitsParams& params, Team& team) {
-  RunSelectUnits(params, ChooseVariant(), team);
+  RunSelectUnits(params, FirstSupported(SelectVariants()), team);
 }
 
-const char* SelectUnitsVariant(const SelectUnitsParams& /*params*/) { return ChooseVariant().name; }
+const char* SelectUnitsVariant(const SelectUnitsParams& /*params*/) {
+  return FirstSupported(SelectVariants()).name;
+}
 
 }  // namespace lserve::cpu
