@@ -76,9 +76,26 @@ class UnitSelector {
 
   void Run() {
     // Asked once, before the barrier: the lists that answer it are written after.
+    bool any_due = false;
     for (int64_t pair = 0; pair < pairs_; ++pair) {
       scratch_.due[pair] = Due(pair) ? 1 : 0;
+      any_due = any_due || scratch_.due[pair] != 0;
     }
+    if (any_due) {  // the same on every thread
+      ScoreDuePairs();
+      team_.Barrier();
+    }
+    for (int64_t pair = team_.thread(); pair < pairs_; pair += team_.threads()) {
+      if (scratch_.due[pair] != 0) {
+        WriteList(pair);
+      } else if (Tokens(pair) <= params_.policy.token_budget || params_.policy.token_budget == 0) {
+        params_.lists.counts[List(pair)] = -1;
+      }
+    }
+  }
+
+ private:
+  void ScoreDuePairs() {
     // Tasks are numbered through all due pairs of row and head; the shared counter only moves
     // forward, so a thread keeps its place.
     int64_t task = team_.Next();
@@ -96,17 +113,8 @@ class UnitSelector {
       }
       base += segments;
     }
-    team_.Barrier();
-    for (int64_t pair = team_.thread(); pair < pairs_; pair += team_.threads()) {
-      if (scratch_.due[pair] != 0) {
-        WriteList(pair);
-      } else if (Tokens(pair) <= params_.policy.token_budget || params_.policy.token_budget == 0) {
-        params_.lists.counts[List(pair)] = -1;
-      }
-    }
   }
 
- private:
   int64_t Row(int64_t pair) const { return pair / heads_; }
   int64_t Head(int64_t pair) const { return pair % heads_; }
   int32_t Slot(int64_t pair) const { return params_.batch.row_slot[Row(pair)]; }
