@@ -49,7 +49,7 @@ struct Serving {
   std::shared_ptr<const Tokenizer> tokenizer;
   const ChatTemplate* chat_template = nullptr;  // null: chats are refused
   std::vector<ServedModel> models;              // the first is the default
-  SamplingParams defaults;  // sampling where a request does not say
+  SamplingParams defaults;                      // sampling where a request does not say
   std::vector<std::pair<std::string, std::string>> settings;  // shown in /metrics
 };
 
