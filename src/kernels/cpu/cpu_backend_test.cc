@@ -43,6 +43,12 @@ void* operator new(size_t size) { return CountedAllocation(size, alignof(std::ma
 void* operator new(size_t size, std::align_val_t alignment) {
   return CountedAllocation(size, static_cast<size_t>(alignment));
 }
+void* operator new(size_t size, const std::nothrow_t&) noexcept {
+  return CountedAllocation(size, alignof(std::max_align_t));
+}
+void* operator new(size_t size, std::align_val_t alignment, const std::nothrow_t&) noexcept {
+  return CountedAllocation(size, static_cast<size_t>(alignment));
+}
 void operator delete(void* data) noexcept { std::free(data); }
 void operator delete(void* data, size_t) noexcept { std::free(data); }
 void operator delete(void* data, std::align_val_t) noexcept { std::free(data); }
