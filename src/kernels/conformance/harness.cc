@@ -70,6 +70,9 @@ std::vector<T> DeviceArray<T>::Download(int64_t first, int64_t count) const {
 
 template <typename T>
 void DeviceArray<T>::Poison() {
+  if (size_ == 0) {
+    return;
+  }
   std::vector<T> poison(static_cast<size_t>(size_));
   std::memset(static_cast<void*>(poison.data()), 0xFF, poison.size() * sizeof(T));
   Upload(poison);
