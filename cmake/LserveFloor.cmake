@@ -1,9 +1,10 @@
 # lserve_floor(NAME DEPS floor... LIBS target...)
 #   The library lserve_NAME of this directory's .cc files, and the test program NAME_test of its
-#   *_test.cc files (label: unit). DEPS repeats the order of the floors, so an include that climbs
-#   fails to link as well as to pass scripts/style.
+#   *_test.cc files (label: unit; those whose name matches THREAD_TESTS also: thread). DEPS repeats
+#   the order of the floors, so an include that climbs fails to link as well as to pass
+#   scripts/style.
 function(lserve_floor NAME)
-  cmake_parse_arguments(ARG "" "TEST_LABELS" "DEPS;LIBS;TEST_DEPS;TEST_LIBS" ${ARGN})
+  cmake_parse_arguments(ARG "" "THREAD_TESTS" "DEPS;LIBS;TEST_DEPS;TEST_LIBS" ${ARGN})
   file(GLOB sources CONFIGURE_DEPENDS *.cc)
   set(tests ${sources})
   list(FILTER sources EXCLUDE REGEX "_test\\.cc$")
@@ -20,14 +21,16 @@ function(lserve_floor NAME)
   endif()
 
   if(LSERVE_TESTS AND tests)
-    if(NOT ARG_TEST_LABELS)
-      set(ARG_TEST_LABELS unit)
-    endif()
     add_executable(${NAME}_test ${tests})
     target_link_libraries(${NAME}_test PRIVATE
       lserve_${NAME} ${ARG_TEST_DEPS} ${ARG_TEST_LIBS} GTest::gmock GTest::gtest_main)
     target_compile_definitions(${NAME}_test PRIVATE LSERVE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
     gtest_discover_tests(${NAME}_test DISCOVERY_MODE PRE_TEST
-      PROPERTIES LABELS "${ARG_TEST_LABELS}" TIMEOUT 300)
+      PROPERTIES LABELS unit TIMEOUT 300)
+    if(ARG_THREAD_TESTS)
+      configure_file("${CMAKE_SOURCE_DIR}/cmake/thread_tests.cmake.in" thread_tests.cmake @ONLY)
+      set_property(DIRECTORY APPEND PROPERTY
+        TEST_INCLUDE_FILES "${CMAKE_CURRENT_BINARY_DIR}/thread_tests.cmake")
+    endif()
   endif()
 endfunction()
