@@ -34,3 +34,13 @@ function(lserve_floor NAME)
     endif()
   endif()
 endfunction()
+# lserve_instruction_levels(TEST FILTER LABEL)
+#   Runs the tests of the program TEST that match FILTER on each weaker instruction set too, as
+#   TEST.<level>: a machine with AMX tests what one without it computes.
+function(lserve_instruction_levels TEST FILTER LABEL)
+  foreach(level ssse3 avx2 avx512bf16)
+    add_test(NAME ${TEST}.${level} COMMAND ${TEST} --gtest_filter=${FILTER} --gtest_brief=1)
+    set_tests_properties(${TEST}.${level} PROPERTIES
+      LABELS ${LABEL} TIMEOUT 300 ENVIRONMENT LSERVE_MAX_CPU_ISA=${level})
+  endforeach()
+endfunction()

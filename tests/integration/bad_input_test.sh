@@ -57,6 +57,10 @@ edit_weights() {  # sed program on the real file; lengths must stay
   LC_ALL=C sed "$1" "$model/model.safetensors" >"$work/model/model.safetensors"
 }
 
+# The environment.
+expect "instruction set" 'LSERVE_MAX_CPU_ISA is "sse9"' \
+  env LSERVE_MAX_CPU_ISA=sse9 "$lserve" generate "$model" --prompt hello --max-tokens 1
+
 # Folders and files.
 expect 'missing folder' 'no/such/folder' generate /no/such/folder
 expect 'file as folder' 'is not a folder' generate "$model/config.json"

@@ -5,6 +5,7 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/cpu_stream.h"
+#include "kernels/cpu/instructions.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/memory.h"
 #include "kernels/cpu/row_ops.h"
@@ -139,6 +140,7 @@ Result<std::unique_ptr<Backend>> MakeCpuBackend(const BackendOptions& options) {
   if (options.threads < 0 || options.threads > kMaxThreads) {
     return InvalidArgument("{} threads: give 0 (one a core) to {}", options.threads, kMaxThreads);
   }
+  RETURN_IF_ERROR(cpu::ApplyInstructionLimit());
   const int32_t threads = options.threads == 0 ? cpu::AvailableCpus() : options.threads;
   return std::unique_ptr<Backend>(std::make_unique<cpu::CpuBackend>(threads));
 }
