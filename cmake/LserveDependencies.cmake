@@ -19,6 +19,11 @@ if(LSERVE_TESTS)
   enable_testing()
   find_package(GTest REQUIRED)
   include(GoogleTest)
+  # Seconds a test; the scalar backend takes minutes under a sanitizer.
+  set(LSERVE_TEST_TIMEOUT 300)
+  if(LSERVE_SANITIZE)
+    set(LSERVE_TEST_TIMEOUT 1800)
+  endif()
 endif()
 
 find_program(CCACHE ccache)

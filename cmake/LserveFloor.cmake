@@ -25,8 +25,8 @@ function(lserve_floor NAME)
     target_link_libraries(${NAME}_test PRIVATE
       lserve_${NAME} ${ARG_TEST_DEPS} ${ARG_TEST_LIBS} GTest::gmock GTest::gtest_main)
     target_compile_definitions(${NAME}_test PRIVATE LSERVE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
-    gtest_discover_tests(${NAME}_test DISCOVERY_MODE PRE_TEST
-      PROPERTIES LABELS unit TIMEOUT 300)
+    gtest_discover_tests(${NAME}_test DISCOVERY_MODE PRE_TEST NO_PRETTY_VALUES
+      PROPERTIES LABELS unit TIMEOUT ${LSERVE_TEST_TIMEOUT})
     if(ARG_THREAD_TESTS)
       configure_file("${CMAKE_SOURCE_DIR}/cmake/thread_tests.cmake.in" thread_tests.cmake @ONLY)
       set_property(DIRECTORY APPEND PROPERTY
@@ -41,6 +41,6 @@ function(lserve_instruction_levels TEST FILTER LABEL)
   foreach(level ssse3 avx2 avx512bf16)
     add_test(NAME ${TEST}.${level} COMMAND ${TEST} --gtest_filter=${FILTER} --gtest_brief=1)
     set_tests_properties(${TEST}.${level} PROPERTIES
-      LABELS ${LABEL} TIMEOUT 300 ENVIRONMENT LSERVE_MAX_CPU_ISA=${level})
+      LABELS ${LABEL} TIMEOUT ${LSERVE_TEST_TIMEOUT} ENVIRONMENT LSERVE_MAX_CPU_ISA=${level})
   endforeach()
 endfunction()
