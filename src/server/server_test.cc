@@ -346,7 +346,8 @@ TEST(Server, ApiKeys) {
   options.server.api_keys = {"first", "second"};
   TestServer server(options);
   EXPECT_EQ(Fetch(server.port(), "GET", "/health").status, 200);
-  for (const char* path : {"/v1/models", "/metrics", "/", "/version", "/nowhere"}) {
+  EXPECT_EQ(Fetch(server.port(), "GET", "/").status, 200);
+  for (const char* path : {"/v1/models", "/metrics", "/version", "/nowhere"}) {
     const TestReply reply = Fetch(server.port(), "GET", path);
     EXPECT_EQ(reply.status, 401) << path;
     EXPECT_EQ(reply.error("code"), "invalid_api_key");

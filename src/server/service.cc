@@ -195,7 +195,9 @@ std::optional<HttpResponse> Service::Precheck(const HttpHead& head) {
                          {"Access-Control-Max-Age", "600"}};
     return preflight;
   }
-  if (head.path != "/health" && !keys_.Accepts(head.authorization)) {
+  // The page holds nothing to protect, and asks for the key itself.
+  const bool open = head.path == "/health" || head.path == "/";
+  if (!open && !keys_.Accepts(head.authorization)) {
     return ErrorReply(InvalidApiKey(!head.authorization.empty()));
   }
   const Route* route = FindRoute(head.path);

@@ -15,7 +15,7 @@ body { max-width: 44rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 syst
 h1 { font-size: 1.3rem; margin: 0; }
 p { margin: .5rem 0; }
 label { display: block; margin-top: 1rem; font-size: .9rem; }
-textarea, select, pre { box-sizing: border-box; width: 100%; border: 1px solid var(--line);
+textarea, select, input, pre { box-sizing: border-box; width: 100%; border: 1px solid var(--line);
   border-radius: 6px; padding: .6rem; font: inherit; background: none; color: inherit; }
 select { width: auto; }
 pre { font: .85rem/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -26,6 +26,8 @@ button { font: inherit; padding: .35rem 1.1rem; margin: 1rem .5rem 0 0; }
 <h1>lserve</h1>
 <p class="quiet" id="status" role="status">…</p>
 <form id="form">
+<div id="locked" hidden><label for="key">API key</label>
+<input id="key" type="password" autocomplete="current-password"></div>
 <label for="model">Model</label>
 <select id="model"></select>
 <label for="document">Document <span class="quiet">(optional; paste it here)</span></label>
@@ -44,6 +46,10 @@ const $ = (id) => document.getElementById(id);
 const shell = (text) => "'" + text.replaceAll("'", "'\\''") + "'";
 let running = null;
 
+function headers() {
+  const key = $("key").value;
+  return {"Content-Type": "application/json", ...(key && {Authorization: "Bearer " + key})};
+}
 function body() {
   const text = [$("document").value.trim(), $("question").value.trim()].filter(Boolean).join("\n\n");
   return {model: $("model").value, messages: [{role: "user", content: text}]};
@@ -52,6 +58,7 @@ function showCurl() {
   const shown = {model: $("model").value,
                  messages: [{role: "user", content: $("question").value.trim() || "Hello"}]};
   $("curl").textContent = "curl " + location.origin + "/v1/chat/completions \\\n" +
+      ($("locked").hidden ? "" : "  -H 'Authorization: Bearer KEY' \\\n") +
       "  -H 'Content-Type: application/json' \\\n  -d " + shell(JSON.stringify(shown));
 }
 async function load() {
@@ -59,7 +66,13 @@ async function load() {
     const health = await (await fetch("/health")).json();
     $("status").textContent = "Status: " + health.status;
     if (health.status !== "ok") { setTimeout(load, 2000); return; }
-    const models = (await (await fetch("/v1/models")).json()).data;
+    const reply = await fetch("/v1/models", {headers: headers()});
+    if (reply.status === 401) {
+      $("locked").hidden = false;
+      $("status").textContent = $("key").value ? "Wrong API key." : "Give the API key.";
+      return;
+    }
+    const models = (await reply.json()).data;
     $("model").replaceChildren(...models.map((model) => new Option(model.id, model.id)));
     $("status").textContent = "Ready. Context of " + models[0].max_model_len.toLocaleString() +
         " tokens.";
@@ -85,7 +98,7 @@ async function ask() {
   $("answer").textContent = ""; $("figures").textContent = "Reading…";
   try {
     const reply = await fetch("/v1/chat/completions", {method: "POST", signal: running.signal,
-      headers: {"Content-Type": "application/json"},
+      headers: headers(),
       body: JSON.stringify({...body(), stream: true})});
     if (!reply.ok) throw new Error((await reply.json()).error.message);
     const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -103,6 +116,7 @@ async function ask() {
 }
 $("form").addEventListener("submit", (event) => { event.preventDefault(); ask(); });
 $("form").addEventListener("input", showCurl);
+$("key").addEventListener("change", load);
 $("stop").addEventListener("click", () => running?.abort());
 load();
 </script>
