@@ -76,7 +76,7 @@ Result<AttentionMode> LoadedModel::Mode(const std::string& attention) const {
   mode.plan = plan;
   mode.sink_tokens = static_cast<int32_t>(settings.sink_tokens);
   mode.local_tokens = static_cast<int32_t>(settings.local_tokens);
-  mode.score = PageScore::kMinMax;
+  mode.score = settings.page_score == "sketch" ? PageScore::kSketch : PageScore::kMinMax;
   mode.policy = SelectionPolicy{.token_budget = static_cast<int32_t>(settings.token_budget),
                                 .unit_tokens = static_cast<int32_t>(settings.selection_unit),
                                 .reuse_interval = static_cast<int32_t>(settings.reuse_interval)};

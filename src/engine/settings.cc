@@ -61,7 +61,7 @@ Status Validate(const Settings& s) {
   RETURN_IF_ERROR(CheckRange("sink-tokens", s.sink_tokens, 0, 1 << 20));
   RETURN_IF_ERROR(CheckRange("local-tokens", s.local_tokens, 1, 1 << 20));
   RETURN_IF_ERROR(CheckRange("token-budget", s.token_budget, 1, 1 << 24));
-  RETURN_IF_ERROR(CheckOneOf("page-score", s.page_score, {"minmax"}));
+  RETURN_IF_ERROR(CheckOneOf("page-score", s.page_score, {"minmax", "sketch"}));
   if (s.selection_unit != 64 && s.selection_unit != 32 && s.selection_unit != 16) {
     return InvalidArgument("--selection-unit {} is none of 64, 32, 16", s.selection_unit);
   }

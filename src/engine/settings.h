@@ -44,7 +44,7 @@ struct Settings {
     visit("local-tokens", s.local_tokens, "newest tokens that streaming heads see");
     visit("token-budget", s.token_budget,
           "tokens that a retrieval head reads in decode; a multiple of the selection unit");
-    visit("page-score", s.page_score, "what ranks the units of a retrieval head: minmax");
+    visit("page-score", s.page_score, "what ranks the units of a retrieval head: minmax or sketch");
     visit("selection-unit", s.selection_unit, "tokens selected together: 64, 32 or 16");
     visit("reuse-interval", s.reuse_interval, "decode steps that share one selection");
     visit("head-plan", s.head_plan,

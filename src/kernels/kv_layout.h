@@ -4,7 +4,10 @@
 // A page holds kPageTokens tokens of one layer and one lane:
 //   keys    [KV head][kPageTokens][padded head dim]
 //   values  [KV head][kPageTokens][padded head dim]
-//   stats   [KV head][kPageTokens / kLogicalPageTokens][min, max][padded head dim]   (minmax only)
+//   stats   what the selector knows of the keys, a block a KV head:
+//     kMinMax  [kPageTokens / kLogicalPageTokens][min, max][padded head dim], of the keys' type
+//     kSketch  box [lo, hi][padded head dim] float16, then a 2-bit code for every key element
+//              (sketch.h); of a closed page only
 // A 16-token unit is contiguous in keys and in values. The order of the elements inside a unit is
 // the backend's own (the CPU pairs them for its dot-product instructions); a page's bytes are
 // copied between pages of one backend, and ExportPages / ImportPages translate to [token][dim].
@@ -27,12 +30,23 @@ enum class KvFormat : int32_t { kBFloat16, kFloat32 };
 enum class PageScore : int32_t {
   kNone,    // dense attention: no statistics
   kMinMax,  // element-wise minimum and maximum of every logical page (LServe, section 3.5.1)
+  kSketch,  // each channel's range over the page, and every key's place in it in 2 bits
 };
 
 constexpr int64_t KvElementBytes(KvFormat format) { return format == KvFormat::kFloat32 ? 4 : 2; }
 
 // Head size rounded up to a multiple of 32; the padding is zero. 80 -> 96.
 constexpr int32_t PaddedHeadDim(int32_t head_dim) { return (head_dim + 31) / 32 * 32; }
+
+// Rows of [head_dim] that a KV head's statistics of one page are in canonical order.
+constexpr int32_t StatsRows(PageScore score) {
+  switch (score) {
+    case PageScore::kNone: return 0;
+    case PageScore::kMinMax: return 2 * (kPageTokens / kLogicalPageTokens);
+    case PageScore::kSketch: return 2 + kPageTokens;
+  }
+  return 0;
+}
 
 struct KvPageLayout {
   int32_t heads = 0;            // KV heads of this lane in this layer; may be 0
@@ -44,16 +58,24 @@ struct KvPageLayout {
   constexpr int64_t plane_bytes() const {
     return int64_t{kPageTokens} * padded_head_dim * KvElementBytes(format);
   }
+  constexpr int64_t box_bytes() const { return int64_t{2} * padded_head_dim * 2; }
   constexpr int64_t stats_bytes() const {
-    return score == PageScore::kNone ? 0
-                                     : int64_t{kPageTokens / kLogicalPageTokens} * 2 *
-                                           padded_head_dim * KvElementBytes(format);
+    switch (score) {
+      case PageScore::kNone: return 0;
+      case PageScore::kMinMax:
+        return int64_t{kPageTokens / kLogicalPageTokens} * 2 * padded_head_dim *
+               KvElementBytes(format);
+      case PageScore::kSketch: return box_bytes() + int64_t{kPageTokens} * padded_head_dim / 4;
+    }
+    return 0;
   }
   constexpr int64_t key_offset(int32_t head) const { return head * plane_bytes(); }
   constexpr int64_t value_offset(int32_t head) const { return (heads + head) * plane_bytes(); }
   constexpr int64_t stats_offset(int32_t head) const {
     return 2 * heads * plane_bytes() + head * stats_bytes();
   }
+  // kSketch: the box lies at stats_offset, the codes behind it.
+  constexpr int64_t codes_offset(int32_t head) const { return stats_offset(head) + box_bytes(); }
   constexpr int64_t page_bytes() const { return heads * (2 * plane_bytes() + stats_bytes()); }
 };
 

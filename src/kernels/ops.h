@@ -180,7 +180,8 @@ struct RopeAnglesParams {
 //   first prefill row:  retrieval heads as above, page by page; streaming heads go to chunk_pages,
 //   where
 //                 a page that the chunk enters in its middle is completed from the ring
-// A fresh page's statistics start with its first token: nothing of a recycled page survives.
+// Under kMinMax a page's statistics grow with every token and start afresh with its first; under
+// kSketch they are made from the 64 keys when the page closes. Nothing of a recycled page survives.
 struct RopeAppendParams {
   BatchView batch;
   const void* qkv;      // [max_rows, (q_heads + 2 kv_heads) * head_dim] of dtype: q, k, v; heads
@@ -235,9 +236,12 @@ constexpr int32_t FirstForcedNewestUnit(int32_t tokens, int32_t unit_tokens) {
 
 // For each decode row and retrieval head with n = position + 1 > budget, when the interval or a
 // count of -1 asks for it: scores every unit of the n tokens and keeps budget / unit of them.
-//   score of logical page j for query head h: sum_d max(q_d kmax_d(j), q_d kmin_d(j)) / sqrt(D)
-//   (q rounded to bf16, float32 sums); of a unit: the maximum over its logical pages; of a group:
-//   the maximum over its query heads. A logical page of which only some tokens exist counts those.
+//   kMinMax: score of logical page j for query head h: sum_d max(q_d kmax_d(j), q_d kmin_d(j)) /
+//     sqrt(D); of a unit: the maximum over its logical pages
+//   kSketch: score of token t: sum_d q_d k_d(t) / sqrt(D), k read back from its code (sketch.h), in
+//     the open page the key itself; of a unit: the maximum over its tokens
+//   q is rounded to bf16, sums are float32; of a group: the maximum over its query heads. Of a
+//   logical page or unit of which only some tokens exist those count.
 // Kept always: unit 0 and the forced newest units; the rest by score, ties to the lower unit. With
 // n <= budget the count becomes -1.
 struct SelectUnitsParams {
@@ -339,7 +343,9 @@ struct CopyPagesParams {
 };
 
 // One page in canonical order: keys and values [heads, 64, head_dim], statistics
-// [heads, 4, (min, max), head_dim], all float32. Export reads a page, import writes one.
+// [heads, StatsRows, head_dim], all float32: under kMinMax (min, max) of each of the 4 logical
+// pages, under kSketch lo, hi and then the 64 tokens' codes. Export reads a page, import writes
+// one.
 struct TransferPageParams {
   std::byte* page;
   KvPageLayout layout;

@@ -63,9 +63,59 @@ TEST_P(Cache, StatsOfPrefillCoverValidTokensOnly) {
   }
 }
 
+// A page's sketch against its keys: the box holds them, no wider than float16 makes it, and every
+// key is read back within half a cell.
+void ExpectSketchOf(const PageContent& page, int32_t heads, int32_t head_dim) {
+  const auto dim = static_cast<size_t>(head_dim);
+  ASSERT_EQ(page.stats.size(), static_cast<size_t>(heads * StatsRows(PageScore::kSketch)) * dim);
+  for (int32_t head = 0; head < heads; ++head) {
+    const float* stats =
+        page.stats.data() + static_cast<size_t>(head * StatsRows(PageScore::kSketch)) * dim;
+    const float* keys = page.keys.data() + static_cast<size_t>(head * kPageTokens) * dim;
+    for (size_t d = 0; d < dim; ++d) {
+      const float lo = stats[d];
+      const float hi = stats[dim + d];
+      float lowest = keys[d];
+      float highest = keys[d];
+      for (size_t t = 0; t < kPageTokens; ++t) {
+        const float key = keys[t * dim + d];
+        lowest = std::min(lowest, key);
+        highest = std::max(highest, key);
+        const float code = stats[(2 + t) * dim + d];
+        const float read_back = lo + (code + 0.5f) * (hi - lo) / 4.0f;
+        ASSERT_LE(std::abs(read_back - key), (hi - lo) / 8.0f * 1.0001f)
+            << "token " << t << ", dim " << d << ", box " << lo << " to " << hi;
+      }
+      ASSERT_LE(lo, lowest);
+      ASSERT_GE(hi, highest);
+      ASSERT_GE(lo, lowest - std::abs(lowest) / 1024.0f - 6e-8f);
+      ASSERT_LE(hi, highest + std::abs(highest) / 1024.0f + 6e-8f);
+    }
+  }
+}
+
+TEST_P(Cache, SketchOfClosedPagesDescribesItsKeys) {
+  for (const size_t shape_index : {8u, 9u, 10u}) {
+    const LayerShape shape = LayerShapes()[shape_index];
+    for (const int32_t chunk : {7, 64, 200}) {
+      Layer layer(*backend_, shape, dtype(), RandomData(5, 3.0f));
+      for (int32_t done = 0; done < 180; done += chunk) {
+        layer.Run(Step{{}, {{0, std::min(chunk, 180 - done)}}, true});
+      }
+      for (int32_t i = 0; i < 20; ++i) {  // page 2 closes in decode
+        layer.Run(Step{{0}, {}, true});
+      }
+      for (int32_t p = 0; p < 3; ++p) {
+        SCOPED_TRACE(testing::Message() << shape << ", chunk " << chunk << ", page " << p);
+        ExpectSketchOf(layer.RetrievalPage(0, p), shape.retrieval_heads, shape.head_dim);
+      }
+    }
+  }
+}
+
 // A sequence of huge keys and values ends; the next one gets its slot, pages and ring.
 TEST_P(Cache, RecycledPageLeaksNothing) {
-  for (const size_t shape_index : {0u, 1u, 4u}) {
+  for (const size_t shape_index : {0u, 1u, 4u, 8u, 9u}) {
     const LayerShape shape = LayerShapes()[shape_index];
     const TokenData huge = RandomData(5, 1e4f);
     const TokenData normal = RandomData(5);
@@ -105,7 +155,7 @@ class Transfer : public TargetTest {
     Canonical(Backend& backend, const KvPageLayout& layout)
         : keys(backend, int64_t{layout.heads} * kPageTokens * layout.head_dim),
           values(backend, keys.size()),
-          stats(backend, int64_t{layout.heads} * 8 * layout.head_dim) {
+          stats(backend, int64_t{layout.heads} * StatsRows(layout.score) * layout.head_dim) {
       keys.Poison();
       values.Poison();
       stats.Poison();
@@ -125,6 +175,18 @@ class Transfer : public TargetTest {
     array.Upload(values);
   }
 
+  // Boxes that float16 holds, and codes.
+  void FillSketch(DeviceArray<float>& array, const KvPageLayout& layout) const {
+    std::vector<float> values(static_cast<size_t>(array.size()));
+    for (size_t i = 0; i < values.size(); ++i) {
+      const auto row = i / static_cast<size_t>(layout.head_dim) %
+                       static_cast<size_t>(StatsRows(PageScore::kSketch));
+      values[i] =
+          row < 2 ? 0.25f * static_cast<float>(i % 97) - 12.0f : static_cast<float>(i * i / 7 % 4);
+    }
+    array.Upload(values);
+  }
+
   std::unique_ptr<Stream> stream_;
 };
 
@@ -133,7 +195,7 @@ INSTANTIATE_TEST_SUITE_P(Backends, Transfer, testing::ValuesIn(Targets(BackendNa
 
 TEST_P(Transfer, ImportedPageIsCopiedAndExportedUnchanged) {
   for (const int32_t head_dim : {64, 80, 96, 128}) {
-    for (const PageScore score : {PageScore::kNone, PageScore::kMinMax}) {
+    for (const PageScore score : {PageScore::kNone, PageScore::kMinMax, PageScore::kSketch}) {
       const KvPageLayout layout = Layout(head_dim, score);
       DeviceArray<uint8_t> pool(*backend_, 5 * layout.page_bytes());
       pool.Poison();
@@ -141,7 +203,11 @@ TEST_P(Transfer, ImportedPageIsCopiedAndExportedUnchanged) {
       Canonical in(*backend_, layout), out(*backend_, layout);
       Fill(in.keys, 1);
       Fill(in.values, 2);
-      Fill(in.stats, 3);
+      if (score == PageScore::kSketch) {
+        FillSketch(in.stats, layout);
+      } else {
+        Fill(in.stats, 3);
+      }
       const Ops& ops = backend_->ops();
       ops.import_page.run(*stream_, in.Params(pages + 4 * layout.page_bytes(), layout));
       const DeviceArray<int32_t> from(*backend_, std::vector<int32_t>{4, 4});
@@ -151,7 +217,7 @@ TEST_P(Transfer, ImportedPageIsCopiedAndExportedUnchanged) {
       ASSERT_TRUE(stream_->Synchronize().ok());
       EXPECT_TRUE(Identical(out.keys.Download(), in.keys.Download())) << head_dim;
       EXPECT_TRUE(Identical(out.values.Download(), in.values.Download())) << head_dim;
-      if (score == PageScore::kMinMax) {
+      if (score != PageScore::kNone) {
         EXPECT_TRUE(Identical(out.stats.Download(), in.stats.Download())) << head_dim;
       }
       const std::vector<uint8_t> bytes = pool.Download();

@@ -23,7 +23,7 @@ const std::vector<SequenceLengths>& Sequences() {
 }
 
 TEST_P(Equalities, PagePlacementChangesNothing) {
-  for (const size_t shape_index : {0u, 1u, 4u}) {
+  for (const size_t shape_index : {0u, 1u, 4u, 8u}) {
     const LayerShape shape = LayerShapes()[shape_index];
     const std::vector<Step> schedule = RandomSchedule(Sequences(), 11);
     Layer one = MakeLayer(shape, 1);
@@ -38,7 +38,7 @@ TEST_P(Equalities, PagePlacementChangesNothing) {
 }
 
 TEST_P(Equalities, ChunkingChangesNothing) {
-  for (const size_t shape_index : {2u, 3u, 4u}) {
+  for (const size_t shape_index : {2u, 3u, 4u, 9u}) {
     const LayerShape shape = LayerShapes()[shape_index];
     const std::vector<SequenceLengths> sequence = {{275, 280}};
     Layer whole = MakeLayer(shape);
@@ -53,7 +53,7 @@ TEST_P(Equalities, ChunkingChangesNothing) {
 }
 
 TEST_P(Equalities, BatchMixChangesNothing) {
-  for (const size_t shape_index : {1u, 3u, 4u, 7u}) {
+  for (const size_t shape_index : {1u, 3u, 4u, 7u, 8u}) {
     const LayerShape shape = LayerShapes()[shape_index];
     Layer alone = MakeLayer(shape);
     alone.Run(PlainSchedule(Sequences(), 128));

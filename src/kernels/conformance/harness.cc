@@ -17,8 +17,20 @@ std::vector<Target> Targets(const std::vector<std::string>& backends) {
   return targets;
 }
 
+std::vector<Target> WithEachScore(const std::vector<Target>& targets) {
+  std::vector<Target> with_scores;
+  for (Target target : targets) {
+    for (const PageScore score : {PageScore::kMinMax, PageScore::kSketch}) {
+      target.score = score;
+      with_scores.push_back(target);
+    }
+  }
+  return with_scores;
+}
+
 std::string TargetName(const Target& target) {
-  return target.backend + "_" + DTypeName(target.dtype);
+  return target.backend + "_" + DTypeName(target.dtype) +
+         (target.score == PageScore::kSketch ? "_sketch" : "");
 }
 
 std::string TargetTestName(const testing::TestParamInfo<Target>& test) {

@@ -30,8 +30,11 @@ std::vector<std::string> ComparedBackendNames();
 struct Target {
   std::string backend;
   DType dtype;
+  PageScore score = PageScore::kMinMax;
 };
 std::vector<Target> Targets(const std::vector<std::string>& backends);
+// Each target with either page score.
+std::vector<Target> WithEachScore(const std::vector<Target>& targets);
 std::string TargetName(const Target& target);
 std::string TargetTestName(const testing::TestParamInfo<Target>& test);
 
@@ -135,6 +138,7 @@ struct LayerShape {
   SelectionPolicy policy = {0, 64, 1};  // budget 0: dense, no statistics, no lists
   bool bias = false;
   bool norms = false;
+  PageScore score = PageScore::kMinMax;  // where there is a budget
 
   int32_t kv_heads() const { return retrieval_heads + streaming_heads; }
   int32_t q_heads() const { return kv_heads() * group; }
@@ -183,7 +187,9 @@ struct PageContent {
   int32_t tokens = 0;
   std::vector<float> keys;    // [heads, tokens, head_dim]
   std::vector<float> values;  // [heads, tokens, head_dim]
-  std::vector<float> stats;   // [heads, ceil(tokens / 16), 2, head_dim]
+  // kMinMax [heads, ceil(tokens / 16), 2, head_dim]; kSketch [heads, StatsRows, head_dim], of
+  // closed pages only.
+  std::vector<float> stats;
 };
 
 class Layer {
@@ -236,7 +242,8 @@ class Layer {
   void Grow(Sequence& sequence, int32_t length);
   void Select(const std::vector<int32_t>& decode);
   void AttendPrefill(const Step& step);
-  PageContent Export(std::byte* page, const KvPageLayout& layout, int32_t tokens) const;
+  PageContent Export(std::byte* page, const KvPageLayout& layout, int32_t tokens,
+                     bool closed) const;
   UnitLists lists() const;
 
   Backend& backend_;

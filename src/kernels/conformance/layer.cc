@@ -58,7 +58,8 @@ std::ostream& operator<<(std::ostream& out, const LayerShape& shape) {
              << " streaming heads of " << shape.head_dim << ", group " << shape.group << ", window "
              << shape.sink_tokens << " + " << shape.local_tokens << ", budget "
              << shape.policy.token_budget << " in units of " << shape.policy.unit_tokens
-             << ", reuse interval " << shape.policy.reuse_interval;
+             << ", reuse interval " << shape.policy.reuse_interval
+             << (shape.score == PageScore::kSketch ? ", sketch" : "");
 }
 
 std::vector<LayerShape> LayerShapes() {
@@ -71,6 +72,9 @@ std::vector<LayerShape> LayerShapes() {
       {2, 1, 128, 1, 200, 64, {320, 64, 2}, false, false},
       {1, 2, 80, 4, 3, 17, {160, 32, 1}, true, false},
       {1, 1, 96, 2, 1000, 66, {0, 64, 1}, false, false},
+      {2, 1, 64, 2, 128, 256, {128, 16, 1}, false, false, PageScore::kSketch},
+      {1, 1, 80, 3, 64, 100, {160, 32, 2}, true, true, PageScore::kSketch},
+      {1, 0, 128, 7, 128, 256, {256, 64, 1}, false, false, PageScore::kSketch},
   };
 }
 
@@ -152,7 +156,7 @@ Layer::Layer(Backend& backend, const LayerShape& shape, DType dtype, TokenData d
       stream_(backend.MakeStream()),
       retrieval_layout_(
           MakeKvPageLayout(shape.retrieval_heads, shape.head_dim, FormatOf(dtype),
-                           shape.policy.token_budget > 0 ? PageScore::kMinMax : PageScore::kNone)),
+                           shape.policy.token_budget > 0 ? shape.score : PageScore::kNone)),
       streaming_layout_(MakeKvPageLayout(shape.streaming_heads, shape.head_dim, FormatOf(dtype),
                                          PageScore::kNone)),
       free_slots_(Shuffled(kSlots, placement)),
@@ -440,13 +444,14 @@ void Layer::AttendPrefill(const Step& step) {
   RunOp(backend_, *stream_, backend_.ops().attend_prefill, attend);
 }
 
-PageContent Layer::Export(std::byte* page, const KvPageLayout& layout, int32_t tokens) const {
+PageContent Layer::Export(std::byte* page, const KvPageLayout& layout, int32_t tokens,
+                          bool closed) const {
   const int64_t dim = layout.head_dim;
   const int64_t elements = int64_t{layout.heads} * kPageTokens * dim;
-  constexpr int32_t kLogicalPages = kPageTokens / kLogicalPageTokens;
+  const int64_t stats_rows = StatsRows(layout.score);
   std::vector<float> keys(static_cast<size_t>(elements));
   std::vector<float> values(static_cast<size_t>(elements));
-  std::vector<float> stats(static_cast<size_t>(layout.heads * kLogicalPages * 2 * dim));
+  std::vector<float> stats(static_cast<size_t>(layout.heads * stats_rows * dim));
   // Export runs on the host's side of a page transfer; its canonical arrays are device memory.
   DeviceArray<float> device_keys(backend_, elements), device_values(backend_, elements),
       device_stats(backend_, static_cast<int64_t>(stats.size()));
@@ -459,6 +464,9 @@ PageContent Layer::Export(std::byte* page, const KvPageLayout& layout, int32_t t
   PageContent content;
   content.tokens = tokens;
   const int32_t logical_pages = (tokens + kLogicalPageTokens - 1) / kLogicalPageTokens;
+  const int64_t valid_rows = layout.score == PageScore::kMinMax ? 2 * logical_pages
+                             : closed                           ? stats_rows
+                                                                : 0;
   for (int32_t head = 0; head < layout.heads; ++head) {
     const auto take = [&](const std::vector<float>& from, int64_t first, int64_t count,
                           std::vector<float>& to) {
@@ -466,9 +474,7 @@ PageContent Layer::Export(std::byte* page, const KvPageLayout& layout, int32_t t
     };
     take(keys, head * kPageTokens * dim, tokens * dim, content.keys);
     take(values, head * kPageTokens * dim, tokens * dim, content.values);
-    if (layout.score != PageScore::kNone) {
-      take(stats, head * kLogicalPages * 2 * dim, logical_pages * 2 * dim, content.stats);
-    }
+    take(stats, head * stats_rows * dim, valid_rows * dim, content.stats);
   }
   return content;
 }
@@ -480,7 +486,8 @@ PageContent Layer::RetrievalPage(int32_t sequence, int32_t page) const {
   std::byte* data = page == newest ? lane.open + state.slot * lane.layout.page_bytes()
                                    : lane.pages + state.retrieval_pages[static_cast<size_t>(page)] *
                                                       lane.layout.page_bytes();
-  return Export(data, lane.layout, std::min(kPageTokens, state.length - page * kPageTokens));
+  return Export(data, lane.layout, std::min(kPageTokens, state.length - page * kPageTokens),
+                page != newest);
 }
 
 PageContent Layer::StreamingPage(int32_t sequence, int32_t page) const {
@@ -488,7 +495,7 @@ PageContent Layer::StreamingPage(int32_t sequence, int32_t page) const {
   const StreamingLane lane = streaming();
   const auto entry = static_cast<size_t>(StreamingRingSlot(lane, page));
   return Export(lane.pages + state.ring_pages[entry] * lane.layout.page_bytes(), lane.layout,
-                std::min(kPageTokens, state.length - page * kPageTokens));
+                std::min(kPageTokens, state.length - page * kPageTokens), false);
 }
 
 std::map<int32_t, PageContent> Layer::Pages(int32_t sequence) const {

@@ -9,16 +9,16 @@ namespace {
 
 class Selection : public TargetTest {
  protected:
-  static LayerShape Shape(int32_t budget, int32_t unit, int32_t interval = 1) {
-    return {1, 0, 64, 1, 128, 256, {budget, unit, interval}, false, false};
+  LayerShape Shape(int32_t budget, int32_t unit, int32_t interval = 1) const {
+    return {1, 0, 64, 1, 128, 256, {budget, unit, interval}, false, false, GetParam().score};
   }
   Layer MakeLayer(const LayerShape& shape, TokenData data) {
     return Layer(*backend_, shape, dtype(), std::move(data), 704);
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(Backends, Selection, testing::ValuesIn(Targets(BackendNames())),
-                         TargetTestName);
+INSTANTIATE_TEST_SUITE_P(Backends, Selection,
+                         testing::ValuesIn(WithEachScore(Targets(BackendNames()))), TargetTestName);
 
 // The channel pair that RoPE turns least: as good as not at all over a few hundred tokens.
 int32_t StillChannel(const LayerShape& shape) { return shape.head_dim / 2 - 1; }
@@ -214,8 +214,31 @@ TEST_P(Selection, OutlierChannelKeepsTheRank) {
   EXPECT_GT(layer.row(0, 500).scores[0][0], 65504.0f);
 }
 
+// Keys times 8 and queries divided by 8 in three rotated pairs of channels: the same attention. A
+// score that shares one scale among channels would rank other units.
+TEST_P(Selection, ScaledChannelPairsChangeNothing) {
+  const LayerShape shape = Shape(160, 32);
+  const TokenData plain = RandomData(12);
+  const TokenData scaled = [&](int32_t sequence, int32_t position, std::span<float> qkv) {
+    plain(sequence, position, qkv);
+    for (const int32_t pair : {1, 9, 30}) {
+      for (const int32_t channel : {pair, pair + shape.head_dim / 2}) {
+        Query(qkv, shape, 0, channel) /= 8.0f;
+        Key(qkv, shape, 0, channel) *= 8.0f;
+      }
+    }
+  };
+  Layer layer = MakeLayer(shape, scaled);
+  Layer expected = MakeLayer(shape, plain);
+  for (Layer* each : {&layer, &expected}) {
+    each->Run(PlainSchedule({{400, 440}}, 128));
+  }
+  EXPECT_TRUE(Identical(layer.record(), expected.record()));
+}
+
 TEST_P(Selection, MixedLengthsKeepTheirOwnScores) {
   LayerShape shape = LayerShapes()[4];
+  shape.score = GetParam().score;
   const std::vector<int32_t> prompts = {130, 257, 400, 449};
   const auto prefill = [&](Layer& layer, int32_t s) {
     layer.Run(Step{{}, {{s, prompts[static_cast<size_t>(s)]}}, true});

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/cpu/page_layout.h"
+#include "kernels/cpu/sketch_page.h"
 #include "kernels/cpu/team.h"
 #include "kernels/ops.h"
 
@@ -26,6 +27,7 @@ struct CacheShape {
   int32_t sink_tokens = 128;
   int32_t local_tokens = 256;
   int32_t max_pages = 16;
+  PageScore score = PageScore::kMinMax;
 
   int32_t kv_heads() const { return retrieval_heads + streaming_heads; }
   int32_t q_heads() const { return kv_heads() * group; }
@@ -44,8 +46,8 @@ class TestCache {
   TestCache(const CacheShape& shape, const std::vector<int32_t>& lengths, uint32_t seed)
       : shape_(shape), lengths_(lengths), random_(seed) {
     const auto slots = static_cast<int32_t>(lengths.size());
-    retrieval_.layout = MakeKvPageLayout(shape.retrieval_heads, shape.head_dim, KvFormat::kBFloat16,
-                                         PageScore::kMinMax);
+    retrieval_.layout =
+        MakeKvPageLayout(shape.retrieval_heads, shape.head_dim, KvFormat::kBFloat16, shape.score);
     streaming_.layout = MakeKvPageLayout(shape.streaming_heads, shape.head_dim, KvFormat::kBFloat16,
                                          PageScore::kNone);
     retrieval_.max_pages = shape.max_pages;
@@ -226,7 +228,7 @@ class TestCache {
           keys[KeyIndex(t, d, dims)] = key;
           values[ValueIndex(t, d, dims)] =
               padding ? uint16_t{0} : Value(slot, first_head + head, token, d);
-          if (layout.score == PageScore::kNone) {
+          if (layout.score != PageScore::kMinMax) {
             continue;
           }
           uint16_t* range = stats + StatsIndex(t / 16, d, dims);
@@ -250,6 +252,11 @@ class TestCache {
       const int64_t id = table_[static_cast<size_t>(slot * shape_.max_pages + p)];
       FillPage(retrieval_.layout, 0, slot, p, length,
                newest ? retrieval_.open + slot * bytes : retrieval_.pages + id * bytes);
+      for (int32_t head = 0;
+           !newest && shape_.score == PageScore::kSketch && head < retrieval_.layout.heads;
+           ++head) {
+        WriteSketch(retrieval_.layout, head, retrieval_.pages + id * bytes);
+      }
     }
   }
 

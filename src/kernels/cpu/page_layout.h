@@ -8,6 +8,8 @@
 // so that a broadcast pair of probabilities adds to 16 output dimensions, and 16 rows (two units)
 // are one AMX tile of the value product. Statistics pair minimum and maximum:
 //   [logical page][padded head dim][min, max]
+// and a sketch's codes put the 16 tokens of a unit side by side in one dword, token 0 lowest:
+//   box [lo, hi][padded head dim] float16, codes [unit][padded head dim] dwords
 #pragma once
 
 #include <cstdint>
@@ -32,6 +34,11 @@ constexpr int64_t ValueIndex(int32_t token, int32_t dim, int32_t padded_head_dim
 // Index of the minimum of `dim` in the statistics of one head of a page; the maximum follows it.
 constexpr int64_t StatsIndex(int32_t logical_page, int32_t dim, int32_t padded_head_dim) {
   return (int64_t{logical_page} * padded_head_dim + dim) * 2;
+}
+
+// Index of the dword with the codes of 16 tokens in `dim`, in the codes of one head of a page.
+constexpr int64_t SketchIndex(int32_t unit, int32_t dim, int32_t padded_head_dim) {
+  return int64_t{unit} * padded_head_dim + dim;
 }
 
 }  // namespace lserve::cpu

@@ -3,6 +3,7 @@
 
 #include "kernels/cpu/page_layout.h"
 #include "kernels/cpu/row_ops.h"
+#include "kernels/sketch.h"
 
 namespace lserve::cpu {
 namespace {
@@ -24,7 +25,7 @@ void ForElements(const TransferPageParams& params, int32_t head, Move move) {
       move(real ? params.values + row + d : nullptr, values + ValueIndex(token, d, padded));
     }
   }
-  if (layout.score == PageScore::kNone) {
+  if (layout.score != PageScore::kMinMax) {
     return;
   }
   auto* stats = reinterpret_cast<BFloat16*>(params.page + layout.stats_offset(head));
@@ -36,6 +37,48 @@ void ForElements(const TransferPageParams& params, int32_t head, Move move) {
       const int64_t index = StatsIndex(logical, d, padded);
       move(real ? params.stats + row + d : nullptr, stats + index);
       move(real ? params.stats + row + dim + d : nullptr, stats + index + 1);
+    }
+  }
+}
+
+// One head's sketch, and where it lies in canonical order.
+struct SketchPlaces {
+  SketchPlaces(const TransferPageParams& params, int32_t head)
+      : box(reinterpret_cast<Float16*>(params.page + params.layout.stats_offset(head))),
+        codes(reinterpret_cast<uint32_t*>(params.page + params.layout.codes_offset(head))),
+        canonical(params.stats +
+                  int64_t{head} * StatsRows(PageScore::kSketch) * params.layout.head_dim) {}
+  Float16* box;
+  uint32_t* codes;
+  float* canonical;
+};
+
+void ExportSketch(const TransferPageParams& params, int32_t head) {
+  const SketchPlaces places(params, head);
+  const int32_t dim = params.layout.head_dim;
+  const int32_t padded = params.layout.padded_head_dim;
+  for (int32_t d = 0; d < dim; ++d) {
+    places.canonical[d] = ToFloat(places.box[d]);
+    places.canonical[dim + d] = ToFloat(places.box[padded + d]);
+    for (int32_t t = 0; t < kPageTokens; ++t) {
+      const uint32_t word = places.codes[SketchIndex(t / kUnitTokens, d, padded)];
+      places.canonical[int64_t{2 + t} * dim + d] =
+          static_cast<float>((word >> (2 * (t % kUnitTokens))) & 3u);
+    }
+  }
+}
+
+void ImportSketch(const TransferPageParams& params, int32_t head) {
+  const SketchPlaces places(params, head);
+  const int32_t dim = params.layout.head_dim;
+  const int32_t padded = params.layout.padded_head_dim;
+  std::memset(places.box, 0, static_cast<size_t>(params.layout.stats_bytes()));
+  for (int32_t d = 0; d < dim; ++d) {
+    places.box[d] = RoundDownToFloat16(places.canonical[d]);
+    places.box[padded + d] = RoundUpToFloat16(places.canonical[dim + d]);
+    for (int32_t t = 0; t < kPageTokens; ++t) {
+      const auto code = static_cast<uint32_t>(places.canonical[int64_t{2 + t} * dim + d]);
+      places.codes[SketchIndex(t / kUnitTokens, d, padded)] |= code << (2 * (t % kUnitTokens));
     }
   }
 }
@@ -87,6 +130,9 @@ void RunExportPage(const TransferPageParams& params, Team& team) {
         *canonical = ToFloat(*stored);
       }
     });
+    if (params.layout.score == PageScore::kSketch) {
+      ExportSketch(params, head);
+    }
   }
 }
 
@@ -95,6 +141,9 @@ void RunImportPage(const TransferPageParams& params, Team& team) {
     ForElements(params, head, [](const float* canonical, BFloat16* stored) {
       *stored = canonical == nullptr ? BFloat16{0} : ToBFloat16(*canonical);
     });
+    if (params.layout.score == PageScore::kSketch) {
+      ImportSketch(params, head);
+    }
   }
 }
 

@@ -10,6 +10,7 @@
 #include "kernels/cpu/page_layout.h"
 #include "kernels/cpu/row_ops.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/sketch_page.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/rope_append.cc"
@@ -27,7 +28,7 @@ inline constexpr int32_t kMaxHeadDim = 256;
 struct HeadPlanes {
   BFloat16* keys;
   BFloat16* values;
-  BFloat16* stats;  // null without statistics
+  BFloat16* stats;  // null without minima and maxima
 };
 
 }  // namespace lserve::cpu
@@ -262,18 +263,27 @@ HWY_EXPORT(AppendUnitRows);
 HeadPlanes PlanesOf(std::byte* page, const KvPageLayout& layout, int32_t head) {
   return {reinterpret_cast<BFloat16*>(page + layout.key_offset(head)),
           reinterpret_cast<BFloat16*>(page + layout.value_offset(head)),
-          layout.score == PageScore::kNone
-              ? nullptr
-              : reinterpret_cast<BFloat16*>(page + layout.stats_offset(head))};
+          layout.score == PageScore::kMinMax
+              ? reinterpret_cast<BFloat16*>(page + layout.stats_offset(head))
+              : nullptr};
 }
 
-// Copies one head of a page: keys, values and statistics.
+// Copies one head of a page: keys, values and statistics. A sketch is made only when a page closes.
 void CopyHead(const std::byte* from, std::byte* to, const KvPageLayout& layout, int32_t head) {
   const auto plane = static_cast<size_t>(layout.plane_bytes());
   std::memcpy(to + layout.key_offset(head), from + layout.key_offset(head), plane);
   std::memcpy(to + layout.value_offset(head), from + layout.value_offset(head), plane);
-  std::memcpy(to + layout.stats_offset(head), from + layout.stats_offset(head),
-              static_cast<size_t>(layout.stats_bytes()));
+  if (layout.score == PageScore::kMinMax) {
+    std::memcpy(to + layout.stats_offset(head), from + layout.stats_offset(head),
+                static_cast<size_t>(layout.stats_bytes()));
+  }
+}
+
+// The last step for a page in the pool, once its 64 tokens stand in it.
+void ClosePage(const KvPageLayout& layout, int32_t head, std::byte* page) {
+  if (layout.score == PageScore::kSketch) {
+    WriteSketch(layout, head, page);
+  }
 }
 
 std::byte* OpenPage(const RetrievalLane& lane, int32_t slot) {
@@ -313,7 +323,9 @@ void AppendDecodeRow(const RopeAppendParams& params, int32_t row, int32_t kv_hea
     const KvPageLayout& layout = params.retrieval.layout;
     std::byte* open = OpenPage(params.retrieval, slot);
     if (token == 0 && page > 0) {
-      CopyHead(open, ClosedPage(params.retrieval, slot, page - 1), layout, kv_head);
+      std::byte* closed = ClosedPage(params.retrieval, slot, page - 1);
+      CopyHead(open, closed, layout, kv_head);
+      ClosePage(layout, kv_head, closed);
     }
     AppendRows(params, row, 1, kv_head, token, PlanesOf(open, layout, kv_head));
   } else {
@@ -351,14 +363,18 @@ void AppendRetrievalPage(const RopeAppendParams& params, const PrefillChunk& chu
   };
   if (index > 0) {
     if (page < last_page) {
-      append(page, ClosedPage(lane, chunk.slot, page));
+      std::byte* closed = ClosedPage(lane, chunk.slot, page);
+      append(page, closed);
+      ClosePage(lane.layout, head, closed);
     }
     return;
   }
   std::byte* open = OpenPage(lane, chunk.slot);
   const bool begun = chunk.first_position % kPageTokens != 0;
   if (!begun && page > 0) {
-    CopyHead(open, ClosedPage(lane, chunk.slot, page - 1), lane.layout, head);
+    std::byte* closed = ClosedPage(lane, chunk.slot, page - 1);
+    CopyHead(open, closed, lane.layout, head);
+    ClosePage(lane.layout, head, closed);
   }
   if (page < last_page) {
     std::byte* closed = ClosedPage(lane, chunk.slot, page);
@@ -366,6 +382,7 @@ void AppendRetrievalPage(const RopeAppendParams& params, const PrefillChunk& chu
       CopyHead(open, closed, lane.layout, head);
     }
     append(page, closed);
+    ClosePage(lane.layout, head, closed);
   }
   append(last_page, open);
 }

@@ -31,11 +31,13 @@ int64_t MaxUnits(const SelectUnitsParams& params) {
 
 // A thread's scratch.
 struct SelectScratch {
-  const uint16_t** stats;  // [kSegmentPages]
-  uint16_t* q_pairs;       // [group, padded head dim, 2]
-  float* page_scores;      // [kSegmentPages, 4]
-  uint32_t* keys;          // [max units], for the cut-off
-  uint8_t* due;            // [max_decode_rows, retrieval heads]
+  const std::byte** stats;  // [kSegmentPages]
+  uint16_t* q_pairs;        // [group, padded head dim, 2], for kMinMax
+  float* queries;           // [group, padded head dim], for kSketch
+  float* weights;           // [group, padded head dim], for kSketch
+  float* page_scores;       // [kSegmentPages, 4]
+  uint32_t* keys;           // [max units], for the cut-off
+  uint8_t* due;             // [max_decode_rows, retrieval heads]
 };
 
 // Carves the parts off `memory`; with null it only counts the bytes.
@@ -51,6 +53,8 @@ int64_t LayOut(const SelectUnitsParams& params, std::byte* memory, SelectScratch
   const KvPageLayout& layout = params.retrieval.layout;
   take(scratch->stats, kSegmentPages);
   take(scratch->q_pairs, int64_t{params.group} * layout.padded_head_dim * 2);
+  take(scratch->queries, int64_t{params.group} * layout.padded_head_dim);
+  take(scratch->weights, int64_t{params.group} * layout.padded_head_dim);
   take(scratch->page_scores, kSegmentPages * kPageUnits);
   take(scratch->keys, MaxUnits(params));
   take(scratch->due, int64_t{params.batch.max_decode_rows} * layout.heads);
@@ -107,7 +111,7 @@ class UnitSelector {
       const int32_t segments = DivideUp(Pages(pair), kSegmentPages);
       for (bool fresh = true; task < base + segments; task = team_.Next(), fresh = false) {
         if (fresh) {
-          PairQueries(pair);
+          PrepareQueries(pair);
         }
         ScoreSegment(pair, static_cast<int32_t>(task - base) * kSegmentPages);
       }
@@ -138,8 +142,8 @@ class UnitSelector {
     return generated % policy.reuse_interval == 0 || params_.lists.counts[List(pair)] < 0;
   }
 
-  // Splits the group's queries into their negative and positive parts.
-  void PairQueries(int64_t pair) {
+  // The group's queries, widened, and split into their negative and positive parts.
+  void PrepareQueries(int64_t pair) {
     const KvPageLayout& layout = params_.retrieval.layout;
     const auto* q = static_cast<const uint16_t*>(params_.q) +
                     (Row(pair) * params_.q_heads + Head(pair) * params_.group) * layout.head_dim;
@@ -150,6 +154,7 @@ class UnitSelector {
         const bool negative = (x & 0x8000u) != 0;
         to[2 * d] = negative ? x : uint16_t{0};
         to[2 * d + 1] = negative ? uint16_t{0} : x;
+        scratch_.queries[int64_t{g} * layout.padded_head_dim + d] = ToFloat(BFloat16{x});
       }
     }
   }
@@ -159,32 +164,42 @@ class UnitSelector {
     const KvPageLayout& layout = lane.layout;
     const int64_t slot = Slot(pair);
     const int32_t open_page = Pages(pair) - 1;
-    const int64_t offset = layout.stats_offset(static_cast<int32_t>(Head(pair)));
+    const auto head = static_cast<int32_t>(Head(pair));
+    const std::byte* open = lane.open + slot * layout.page_bytes();
+    const int32_t pages = std::min(kSegmentPages, Pages(pair) - first_page);
+    const bool sketch = layout.score == PageScore::kSketch;
     PageScoreRun run;
-    run.pages = std::min(kSegmentPages, Pages(pair) - first_page);
-    for (int32_t i = 0; i < run.pages; ++i) {
+    for (int32_t i = 0; i < pages; ++i) {
       const int32_t page = first_page + i;
       const std::byte* data =
           page == open_page
-              ? lane.open + slot * layout.page_bytes()
+              ? open
               : lane.pages + lane.table[slot * lane.max_pages + page] * layout.page_bytes();
-      scratch_.stats[i] = reinterpret_cast<const uint16_t*>(data + offset);
+      scratch_.stats[i] = data + layout.stats_offset(head);
     }
+    run.pages = sketch && first_page + pages > open_page ? pages - 1 : pages;
     run.q_pairs = scratch_.q_pairs;
+    run.queries = scratch_.queries;
+    run.weights = scratch_.weights;
     run.stats = scratch_.stats;
     run.group = params_.group;
     run.padded_head_dim = layout.padded_head_dim;
     run.scale = 1.0f / std::sqrt(static_cast<float>(layout.head_dim));
     run.scores = scratch_.page_scores;
-    variant_.run(run);
+    (sketch ? variant_.sketch : variant_.min_max)(run);
+    if (run.pages < pages) {  // the open page has no sketch yet
+      ScoreOpenKeys({run.queries, reinterpret_cast<const uint16_t*>(open + layout.key_offset(head)),
+                     Tokens(pair) - open_page * kPageTokens, run.group, run.padded_head_dim,
+                     run.scale, run.scores + run.pages * kPageUnits});
+    }
     // Logical pages without a token have no statistics.
     const int32_t logical_pages =
         DivideUp(Tokens(pair), kLogicalPageTokens) - first_page * kPageUnits;
-    std::fill(run.scores + std::min(logical_pages, run.pages * kPageUnits),
-              run.scores + run.pages * kPageUnits, kMinusInf);
+    std::fill(run.scores + std::min(logical_pages, pages * kPageUnits),
+              run.scores + pages * kPageUnits, kMinusInf);
     const int32_t unit_pages = params_.policy.unit_tokens / kLogicalPageTokens;
     float* units = UnitScores(pair) + int64_t{first_page} * kPageUnits / unit_pages;
-    for (int32_t u = 0; u < run.pages * kPageUnits / unit_pages; ++u) {
+    for (int32_t u = 0; u < pages * kPageUnits / unit_pages; ++u) {
       units[u] = *std::max_element(run.scores + u * unit_pages, run.scores + (u + 1) * unit_pages);
     }
   }

@@ -18,13 +18,14 @@ LSERVE_TARGET_AVX512_BF16 inline __m128 SumsOfLanes(__m512 a, __m512 b, __m512 c
   return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-LSERVE_TARGET_AVX512_BF16 void Run(const PageScoreRun& run) {
+LSERVE_TARGET_AVX512_BF16 void MinMax(const PageScoreRun& run) {
   const int32_t width = 2 * run.padded_head_dim;  // bf16 of a logical page
   const __m128 scale = _mm_set1_ps(run.scale);
   constexpr int32_t kAhead = 2;  // pages
   for (int32_t page = 0; page < run.pages; ++page) {
-    const uint16_t* stats = run.stats[page];
-    const uint16_t* next = run.stats[page + kAhead < run.pages ? page + kAhead : page];
+    const auto* stats = reinterpret_cast<const uint16_t*>(run.stats[page]);
+    const auto* next = reinterpret_cast<const uint16_t*>(
+        run.stats[page + kAhead < run.pages ? page + kAhead : page]);
     __m128 best = _mm_set1_ps(-std::numeric_limits<float>::infinity());
     for (int32_t g = 0; g < run.group; ++g) {
       const uint16_t* q = run.q_pairs + g * width;
@@ -54,6 +55,8 @@ LSERVE_TARGET_AVX512_BF16 void Run(const PageScoreRun& run) {
 
 }  // namespace
 
-SelectVariant Avx512SelectVariant() { return {"avx512-bf16", HasAvx512Bf16, Run}; }
+SelectVariant Avx512SelectVariant() {
+  return {"avx512-bf16", HasAvx512Bf16, MinMax, HighwaySelectVariant().sketch};
+}
 
 }  // namespace lserve::cpu

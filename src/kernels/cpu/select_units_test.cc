@@ -5,6 +5,7 @@
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/attention_test_util.h"
 #include "kernels/cpu/select_units_kernel.h"
+#include "kernels/sketch.h"
 
 namespace lserve::cpu {
 namespace {
@@ -90,6 +91,48 @@ INSTANTIATE_TEST_SUITE_P(All, SelectUnitsVariants, ::testing::ValuesIn(SelectVar
                            return name;
                          });
 
+// What a key's element reads back as from the sketch of its page.
+float ReadBack(const TestCache& cache, int32_t row, int32_t head, int32_t token, int32_t dim) {
+  const int32_t first = token / kPageTokens * kPageTokens;
+  const auto key = [&](int32_t t) { return ToFloat(BFloat16{cache.Key(row, head, t, dim)}); };
+  float lowest = key(first);
+  float highest = lowest;
+  for (int32_t t = first; t < first + kPageTokens; ++t) {
+    lowest = std::min(lowest, key(t));
+    highest = std::max(highest, key(t));
+  }
+  const float lo = ToFloat(RoundDownToFloat16(lowest));
+  const float step = SketchStep(lo, ToFloat(RoundUpToFloat16(highest)));
+  return SketchValue(SketchCode(key(token), lo, step), lo, step);
+}
+
+// The group score of a unit by the sketch: its best key, as read back or in the open page itself.
+float PlainSketchScore(const TestCache& cache, const Selection& selection, int32_t row,
+                       int32_t head, int32_t unit) {
+  const CacheShape& shape = cache.shape();
+  const int32_t tokens = selection.params.batch.row_position[row] + 1;
+  const int32_t unit_tokens = selection.params.policy.unit_tokens;
+  double best = -INFINITY;
+  for (int32_t t = unit * unit_tokens; t < std::min(tokens, (unit + 1) * unit_tokens); ++t) {
+    const bool open = t / kPageTokens == (tokens - 1) / kPageTokens;
+    std::vector<double> key(static_cast<size_t>(shape.head_dim));
+    for (int32_t d = 0; d < shape.head_dim; ++d) {
+      key[static_cast<size_t>(d)] =
+          open ? ToFloat(BFloat16{cache.Key(row, head, t, d)}) : ReadBack(cache, row, head, t, d);
+    }
+    for (int32_t g = 0; g < shape.group; ++g) {
+      const size_t q = static_cast<size_t>(
+          (row * selection.params.q_heads + head * shape.group + g) * shape.head_dim);
+      double score = 0.0;
+      for (size_t d = 0; d < key.size(); ++d) {
+        score += double{ToFloat(BFloat16{selection.q[q + d]})} * key[d];
+      }
+      best = std::max(best, score / std::sqrt(double{static_cast<float>(shape.head_dim)}));
+    }
+  }
+  return static_cast<float>(best);
+}
+
 // The group score of a unit from the keys themselves.
 float PlainScore(const TestCache& cache, const Selection& selection, int32_t row, int32_t head,
                  int32_t unit) {
@@ -120,8 +163,14 @@ float PlainScore(const TestCache& cache, const Selection& selection, int32_t row
 
 TEST_P(SelectUnitsVariants, ScoresAndKeepsTheBest) {
   const std::vector<int32_t> lengths = {200, 255, 256, 257, 272, 273, 321, 833, 1000};
-  for (const CacheShape& shape : {CacheShape{2, 1, 64, 2}, CacheShape{1, 0, 80, 3},
-                                  CacheShape{1, 1, 128, 1}, CacheShape{3, 0, 24, 5}}) {
+  constexpr PageScore kSketch = PageScore::kSketch;
+  for (const CacheShape& shape :
+       {CacheShape{2, 1, 64, 2}, CacheShape{1, 0, 80, 3}, CacheShape{1, 1, 128, 1},
+        CacheShape{3, 0, 24, 5}, CacheShape{2, 1, 64, 2, 128, 256, 16, kSketch},
+        CacheShape{1, 0, 80, 3, 128, 256, 16, kSketch},
+        CacheShape{1, 1, 128, 1, 128, 256, 16, kSketch},
+        CacheShape{2, 0, 24, 7, 128, 256, 16, kSketch}}) {
+    const auto plain_score = shape.score == kSketch ? PlainSketchScore : PlainScore;
     TestCache cache(shape, lengths, 19);
     for (const int32_t unit : {64, 32, 16}) {
       Selection selection(cache, {256, unit, 1});
@@ -142,7 +191,7 @@ TEST_P(SelectUnitsVariants, ScoresAndKeepsTheBest) {
             if (u * unit >= tokens) {
               ASSERT_EQ(scores[u], kMinusInf);
             } else {
-              ASSERT_NEAR(scores[u], PlainScore(cache, selection, row, head, u), 1e-4)
+              ASSERT_NEAR(scores[u], plain_score(cache, selection, row, head, u), 1e-4)
                   << "unit " << u << " of " << tokens << " tokens";
             }
           }

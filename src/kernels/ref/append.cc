@@ -1,9 +1,11 @@
 // RoPE, and what it appends to the cache.
+#include <algorithm>
 #include <cstring>
 
 #include "kernels/ref/operations.h"
 #include "kernels/ref/page.h"
 #include "kernels/ref/scalar.h"
+#include "kernels/sketch.h"
 
 namespace lserve::ref {
 namespace {
@@ -72,6 +74,30 @@ void UpdateStats(const Page<T>& page, const KvPageLayout& layout, int32_t head, 
   }
 }
 
+// Box and codes of a full page's keys.
+template <typename T>
+void WriteSketch(const Page<T>& page, const KvPageLayout& layout) {
+  for (int32_t head = 0; head < layout.heads; ++head) {
+    for (int32_t d = 0; d < layout.padded_head_dim; ++d) {
+      float lowest = ToFloat(page.Key(head, 0)[d]);
+      float highest = lowest;
+      for (int32_t token = 1; token < kPageTokens; ++token) {
+        lowest = std::min(lowest, ToFloat(page.Key(head, token)[d]));
+        highest = std::max(highest, ToFloat(page.Key(head, token)[d]));
+      }
+      Float16& lo = page.Box(head)[d];
+      Float16& hi = page.Box(head)[layout.padded_head_dim + d];
+      lo = RoundDownToFloat16(lowest);
+      hi = RoundUpToFloat16(highest);
+      const float step = SketchStep(ToFloat(lo), ToFloat(hi));
+      for (int32_t token = 0; token < kPageTokens; ++token) {
+        page.SetCode(head, token, d,
+                     SketchCode(ToFloat(page.Key(head, token)[d]), ToFloat(lo), step));
+      }
+    }
+  }
+}
+
 // Writes k and v of KV heads [first_head, first_head + page heads) of a row into token `token`.
 template <typename T>
 void WriteToken(const RopeAppendParams& params, HeadMaker<T>& maker, int32_t row,
@@ -99,8 +125,11 @@ void AppendRetrieval(const RopeAppendParams& params, HeadMaker<T>& maker, int32_
   }
   std::byte* open = OpenPage(lane, slot);
   if (position > 0 && position % kPageTokens == 0) {
-    std::memcpy(ClosedPage(lane, slot, position / kPageTokens - 1), open,
-                static_cast<size_t>(lane.layout.page_bytes()));
+    std::byte* closed = ClosedPage(lane, slot, position / kPageTokens - 1);
+    std::memcpy(closed, open, static_cast<size_t>(lane.layout.page_bytes()));
+    if (lane.layout.score == PageScore::kSketch) {
+      WriteSketch(Page<T>(closed, lane.layout), lane.layout);
+    }
   }
   WriteToken(params, maker, row, 0, Page<T>(open, lane.layout), lane.layout,
              position % kPageTokens);

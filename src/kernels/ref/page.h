@@ -1,6 +1,8 @@
 // A page of the `ref` backend: elements in canonical order,
 //   keys, values  [KV head][token][padded head dim]
-//   stats         [KV head][logical page][min, max][padded head dim]
+//   stats         kMinMax [KV head][logical page][min, max][padded head dim]
+//                 kSketch [KV head] box [lo, hi][padded head dim], codes [token][padded head dim]
+//                 in 2 bits, lowest first
 // and where a token of a sequence lies in either lane. Views; they own nothing.
 #pragma once
 
@@ -30,9 +32,26 @@ class Page {
     return Minimum(head, logical_page) + layout_.padded_head_dim;
   }
 
+  // kSketch: [lo, hi][padded head dim].
+  Float16* Box(int32_t head) const {
+    return reinterpret_cast<Float16*>(data_ + layout_.stats_offset(head));
+  }
+  int32_t Code(int32_t head, int32_t token, int32_t dim) const {
+    return static_cast<int32_t>(CodeByte(head, token, dim) >> CodeShift(dim)) & 3;
+  }
+  void SetCode(int32_t head, int32_t token, int32_t dim, int32_t code) const {
+    std::byte& byte = CodeByte(head, token, dim);
+    byte = (byte & ~(std::byte{3} << CodeShift(dim))) | static_cast<std::byte>(code)
+                                                            << CodeShift(dim);
+  }
+
   std::byte* data() const { return data_; }
 
  private:
+  static int32_t CodeShift(int32_t dim) { return 2 * (dim % 4); }
+  std::byte& CodeByte(int32_t head, int32_t token, int32_t dim) const {
+    return data_[layout_.codes_offset(head) + (int64_t{token} * layout_.padded_head_dim + dim) / 4];
+  }
   T* At(int64_t offset) const { return reinterpret_cast<T*>(data_ + offset); }
 
   std::byte* data_;

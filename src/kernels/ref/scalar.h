@@ -126,4 +126,15 @@ double PageScoreOf(const T* q, const T* minimum, const T* maximum, int32_t head_
   return sum / std::sqrt(static_cast<double>(head_dim));
 }
 
+// What one query head thinks of a key: q k / sqrt(D), with q rounded to bf16. key(d) is the key's
+// element, as it is or as its sketch reads it back.
+template <typename T, typename Key>
+double KeyScoreOf(const T* q, Key key, int32_t head_dim) {
+  double sum = 0.0;
+  for (int32_t d = 0; d < head_dim; ++d) {
+    sum += static_cast<double>(RoundToBFloat16(ToFloat(q[d]))) * static_cast<double>(key(d));
+  }
+  return sum / std::sqrt(static_cast<double>(head_dim));
+}
+
 }  // namespace lserve::ref

@@ -6,11 +6,43 @@
 #include "kernels/ref/operations.h"
 #include "kernels/ref/page.h"
 #include "kernels/ref/scalar.h"
+#include "kernels/sketch.h"
 
 namespace lserve::ref {
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
+
+// One query head's score of logical page `logical` of its page, from minima and maxima.
+template <typename T>
+double MinMaxScore(const T* q, const Page<T>& page, int32_t head, int32_t logical,
+                   int32_t head_dim) {
+  return PageScoreOf(q, page.Minimum(head, logical), page.Maximum(head, logical), head_dim);
+}
+
+// The best of the keys [first, end) of a page: read back from the sketch, or in the open page the
+// keys themselves.
+template <typename T>
+double BestKeyScore(const T* q, const Page<T>& page, const KvPageLayout& layout, int32_t head,
+                    int32_t first, int32_t end, bool open) {
+  const Float16* box = page.Box(head);
+  double best = -std::numeric_limits<double>::infinity();
+  for (int32_t token = first; token < end; ++token) {
+    const double score = KeyScoreOf(
+        q,
+        [&](int32_t d) {
+          if (open) {
+            return ToFloat(page.Key(head, token)[d]);
+          }
+          const float lo = ToFloat(box[d]);
+          return SketchValue(page.Code(head, token, d), lo,
+                             SketchStep(lo, ToFloat(box[layout.padded_head_dim + d])));
+        },
+        layout.head_dim);
+    best = std::max(best, score);  // false for a NaN score
+  }
+  return best;
+}
 
 // Group score of every unit of the row's tokens; logical pages without tokens score nothing. A NaN
 // score counts as minus infinity.
@@ -22,16 +54,18 @@ std::vector<float> ScoreUnits(const SelectUnitsParams& params, int32_t row, int3
   const int32_t head_dim = lane.layout.head_dim;
   const int32_t units = position / params.policy.unit_tokens + 1;
   std::vector<float> scores(static_cast<size_t>(units), kNever);
-  for (int32_t logical = 0; logical <= position / kLogicalPageTokens; ++logical) {
-    const int32_t token = logical * kLogicalPageTokens;
+  for (int32_t token = 0; token <= position; token += kLogicalPageTokens) {
     const Page<T> page(RetrievalPage(lane, slot, token / kPageTokens, position), lane.layout);
-    const int32_t in_page = token % kPageTokens / kLogicalPageTokens;
+    const bool open = token / kPageTokens == position / kPageTokens;
+    const int32_t first = token % kPageTokens;
+    const int32_t end = first + std::min(kLogicalPageTokens, position + 1 - token);
     float& unit = scores[static_cast<size_t>(token / params.policy.unit_tokens)];
     for (int32_t g = 0; g < params.group; ++g) {
       const T* q = static_cast<const T*>(params.q) +
                    (int64_t{row} * params.q_heads + head * params.group + g) * head_dim;
-      const double score =
-          PageScoreOf(q, page.Minimum(head, in_page), page.Maximum(head, in_page), head_dim);
+      const double score = lane.layout.score == PageScore::kSketch
+                               ? BestKeyScore(q, page, lane.layout, head, first, end, open)
+                               : MinMaxScore(q, page, head, first / kLogicalPageTokens, head_dim);
       unit = std::max(unit, static_cast<float>(score));  // false for a NaN score
     }
   }
