@@ -27,10 +27,12 @@ struct Device {
   std::string backend;
   DType dtype = DType::kBFloat16;
   int32_t threads = 2;
+  PageScore score = PageScore::kMinMax;
 };
 
 std::string DeviceName(const ::testing::TestParamInfo<Device>& test) {
-  return test.param.backend + "_" + DTypeName(test.param.dtype);
+  return test.param.backend + "_" + DTypeName(test.param.dtype) +
+         (test.param.score == PageScore::kSketch ? "_sketch" : "");
 }
 
 struct Attention {
@@ -59,7 +61,7 @@ class Instance {
       mode.name = "lserve";
       mode.sink_tokens = attention.sink_tokens;
       mode.local_tokens = attention.local_tokens;
-      mode.score = PageScore::kMinMax;
+      mode.score = device.score;
       mode.policy = attention.policy;
     }
     const auto weights =
@@ -535,7 +537,8 @@ TEST_P(Equalities, OtherHeadSizesMatchTheWrittenOutReference) {
 INSTANTIATE_TEST_SUITE_P(Backends, Equalities,
                          ::testing::Values(Device{"ref", DType::kFloat32},
                                            Device{"ref", DType::kBFloat16},
-                                           Device{"cpu", DType::kBFloat16}),
+                                           Device{"cpu", DType::kBFloat16},
+                                           Device{"cpu", DType::kBFloat16, 2, PageScore::kSketch}),
                          DeviceName);
 
 // Across backends a tolerance: the same units are selected but for near ties, which the small
