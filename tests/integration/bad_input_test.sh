@@ -136,7 +136,7 @@ expect 'attention twice' 'twice' generate "$model" --attention dense,dense
 expect 'unknown device' 'tpu' generate "$model" --device tpu
 expect 'context too long' 'max-model-len.*100000' generate "$model" --max-model-len 100000
 expect 'float32 on cpu' 'float32' generate "$model" --device cpu --dtype float32
-expect 'unknown score' 'sketch' generate "$model" --page-score sketch
+expect 'unknown score' 'quest' generate "$model" --page-score quest
 expect 'not a number' 'sink-tokens' generate "$model" --sink-tokens many
 expect 'unknown flag' 'no-such-flag' generate "$model" --no-such-flag
 expect 'no subcommand' 'ubcommand' "$lserve"
