@@ -8,8 +8,10 @@
 // so that a broadcast pair of probabilities adds to 16 output dimensions, and 16 rows (two units)
 // are one AMX tile of the value product. Statistics pair minimum and maximum:
 //   [logical page][padded head dim][min, max]
-// and a sketch's codes put the 16 tokens of a unit side by side in one dword, token 0 lowest:
-//   box [lo, hi][padded head dim] float16, codes [unit][padded head dim] dwords
+// and a sketch puts the codes of two neighbouring dimensions in a nibble, and the nibbles of a
+// unit's 16 tokens in two dwords, even tokens in the first:
+//   box [lo, hi][padded head dim] float16, codes [unit][padded head dim / 2][2] dwords
+// so that one shift by lanes yields 16 tokens' nibbles, each an index into a table of 16 sums.
 #pragma once
 
 #include <cstdint>
@@ -36,9 +38,12 @@ constexpr int64_t StatsIndex(int32_t logical_page, int32_t dim, int32_t padded_h
   return (int64_t{logical_page} * padded_head_dim + dim) * 2;
 }
 
-// Index of the dword with the codes of 16 tokens in `dim`, in the codes of one head of a page.
-constexpr int64_t SketchIndex(int32_t unit, int32_t dim, int32_t padded_head_dim) {
-  return int64_t{unit} * padded_head_dim + dim;
+// The dword that holds the code of (token, dim) in one head of a page, and the code's lowest bit.
+constexpr int64_t SketchIndex(int32_t token, int32_t dim, int32_t padded_head_dim) {
+  return int64_t{token / kUnitTokens} * padded_head_dim + dim / 2 * 2 + token % 2;
+}
+constexpr int32_t SketchShift(int32_t token, int32_t dim) {
+  return token % kUnitTokens / 2 * 4 + dim % 2 * 2;
 }
 
 }  // namespace lserve::cpu

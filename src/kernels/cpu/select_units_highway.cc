@@ -1,5 +1,5 @@
 // Page scores in float32 on any CPU. bf16 pairs of the statistics are widened by a shift and a
-// mask; the codes of a sketch by a shift for each lane.
+// mask; the codes of a sketch by shifts of their own for the lanes.
 
 // The targets worth compiling for: the baseline, AVX2 and AVX-512.
 #define HWY_DISABLED_TARGETS (HWY_SSE4 | HWY_AVX3_DL)
@@ -8,6 +8,7 @@
 #include "hwy/foreach_target.h"  // must come before highway.h
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "hwy/highway.h"
@@ -81,12 +82,13 @@ HWY_INLINE void ScoreCodes(const float* weights, const float* shared, const uint
   constexpr int32_t kUnits = std::clamp(8 / (kUnitVectors * kHeads), 1, kPageUnits);
   const FloatTag d;
   const WordTag du;
+  const hn::Repartition<uint64_t, WordTag> du64;
   const hn::RebindToSigned<FloatTag> di;
   const WordVec three = hn::Set(du, 3u);
   WordVec shifts[kUnitVectors];
   for (int32_t i = 0; i < kUnitVectors; ++i) {
-    const WordVec lane = hn::Iota(du, static_cast<uint32_t>(i * kLanes));
-    shifts[i] = hn::Add(lane, lane);
+    const WordVec token = hn::Iota(du, static_cast<uint32_t>(i * kLanes));
+    shifts[i] = hn::ShiftLeft<2>(hn::ShiftRight<1>(token));
   }
   for (int32_t first = 0; first < kPageUnits; first += kUnits) {
     FloatVec sums[kUnits][kUnitVectors][kHeads];
@@ -97,15 +99,21 @@ HWY_INLINE void ScoreCodes(const float* weights, const float* shared, const uint
         }
       }
     }
-    const uint32_t* words = codes + SketchIndex(first, 0, padded);
-    for (int32_t dim = 0; dim < padded; ++dim) {
+    for (int32_t dim = 0; dim < padded; dim += 2) {
       for (int32_t u = 0; u < kUnits; ++u) {
-        const WordVec word = hn::Set(du, words[SketchIndex(u, dim, padded)]);
+        uint64_t both;
+        std::memcpy(&both, codes + SketchIndex((first + u) * kUnitTokens, dim, padded),
+                    sizeof(both));
+        const WordVec nibbles = hn::BitCast(du, hn::Set(du64, both));
         for (int32_t i = 0; i < kUnitVectors; ++i) {
-          const WordVec code = hn::And(hn::Shr(word, shifts[i]), three);
-          const FloatVec place = hn::ConvertTo(d, hn::BitCast(di, code));
+          const WordVec code = hn::Shr(nibbles, shifts[i]);
+          const FloatVec even = hn::ConvertTo(d, hn::BitCast(di, hn::And(code, three)));
+          const FloatVec odd =
+              hn::ConvertTo(d, hn::BitCast(di, hn::And(hn::ShiftRight<2>(code), three)));
           for (int32_t g = 0; g < kHeads; ++g) {
-            sums[u][i][g] = hn::MulAdd(hn::Set(d, weights[g * padded + dim]), place, sums[u][i][g]);
+            FloatVec& sum = sums[u][i][g];
+            sum = hn::MulAdd(hn::Set(d, weights[g * padded + dim]), even, sum);
+            sum = hn::MulAdd(hn::Set(d, weights[g * padded + dim + 1]), odd, sum);
           }
         }
       }

@@ -20,12 +20,15 @@ FloatVec Element(WordVec pairs) {
   return kOdd ? Second(pairs) : First(pairs);
 }
 
-// words: the dwords of 16 tokens of the dimensions' pair in unit 0, `stride` dwords a unit.
+// Box and codes of one dimension. words: the dwords of 16 tokens of the dimensions' pair in unit 0,
+// `stride` dwords a unit; codes: the pair's dwords in unit 0, `padded` apart, which take this
+// dimension's bits.
 template <bool kOdd>
 void WriteDimension(const uint32_t* words, int64_t stride, Float16* lo, Float16* hi,
                     uint32_t* codes, int32_t padded) {
   const FloatTag d;
   const WordTag du;
+  const hn::Repartition<uint64_t, WordTag> du64;
   const auto lanes = static_cast<int32_t>(hn::Lanes(d));
   FloatVec lowest = Element<kOdd>(hn::LoadU(du, words));
   FloatVec highest = lowest;
@@ -42,9 +45,11 @@ void WriteDimension(const uint32_t* words, int64_t stride, Float16* lo, Float16*
   const FloatVec from = hn::Set(d, ToFloat(*lo));
   const FloatVec step = hn::Set(d, SketchStep(ToFloat(*lo), ToFloat(*hi)));
   const WordVec one = hn::Set(du, 1u);
-  const WordVec shifts = hn::Add(hn::Iota(du, 0), hn::Iota(du, 0));
+  // A pair of tokens shares a nibble's place, one in either dword of a qword.
+  const WordVec shifts = hn::Add(hn::ShiftLeft<2>(hn::ShiftRight<1>(hn::Iota(du, 0))),
+                                 hn::Set(du, static_cast<uint32_t>(SketchShift(0, kOdd ? 1 : 0))));
   for (int32_t unit = 0; unit < kPageTokens / kUnitTokens; ++unit) {
-    uint32_t word = 0;
+    uint64_t both = 0;
     for (int32_t t = 0; t < kUnitTokens; t += lanes) {
       const FloatVec key = Element<kOdd>(hn::LoadU(du, words + unit * stride + t));
       const FloatVec place = hn::Div(hn::Sub(key, from), step);
@@ -52,9 +57,12 @@ void WriteDimension(const uint32_t* words, int64_t stride, Float16* lo, Float16*
         return hn::IfThenElseZero(hn::RebindMask(du, hn::Ge(place, hn::Set(d, level))), one);
       };
       const WordVec code = hn::Add(hn::Add(at_least(1.0f), at_least(2.0f)), at_least(3.0f));
-      word |= hn::GetLane(hn::SumOfLanes(du, hn::Shl(code, shifts))) << (2 * t);
+      const auto pairs = hn::BitCast(du64, hn::Shl(code, shifts));
+      both |= hn::GetLane(hn::SumOfLanes(du64, pairs)) << SketchShift(t, 0);
     }
-    codes[SketchIndex(unit, 0, padded)] = word;
+    uint32_t* to = codes + int64_t{unit} * padded;
+    to[0] = static_cast<uint32_t>(both) | (kOdd ? to[0] : 0u);
+    to[1] = static_cast<uint32_t>(both >> 32) | (kOdd ? to[1] : 0u);
   }
 }
 
@@ -62,9 +70,9 @@ void WriteHead(const uint16_t* keys, int32_t padded, Float16* box, uint32_t* cod
   const int64_t stride = int64_t{kUnitTokens} * padded / 2;  // dwords of a unit
   for (int32_t dim = 0; dim < padded; dim += 2) {
     const auto* words = reinterpret_cast<const uint32_t*>(keys) + int64_t{dim} / 2 * kUnitTokens;
-    WriteDimension<false>(words, stride, box + dim, box + padded + dim, codes + dim, padded);
-    WriteDimension<true>(words, stride, box + dim + 1, box + padded + dim + 1, codes + dim + 1,
-                         padded);
+    uint32_t* pair = codes + SketchIndex(0, dim, padded);
+    WriteDimension<false>(words, stride, box + dim, box + padded + dim, pair, padded);
+    WriteDimension<true>(words, stride, box + dim + 1, box + padded + dim + 1, pair, padded);
   }
 }
 
