@@ -12,12 +12,6 @@ namespace lserve {
 
 inline constexpr int32_t kSketchLevels = 4;
 
-// The largest float16 that is not above x; the finite range ends at 65504 on either side. A zero is
-// positive, so that the order in which zeros were compared does not show.
-constexpr Float16 RoundDownToFloat16(float x);
-// The smallest float16 that is not below x.
-constexpr Float16 RoundUpToFloat16(float x);
-
 // Width of a cell of the box [lo, hi].
 constexpr float SketchStep(float lo, float hi) { return (hi - lo) / float{kSketchLevels}; }
 
@@ -52,11 +46,11 @@ constexpr uint16_t TruncateMagnitude(float magnitude, bool* inexact) {
   return static_cast<uint16_t>((bits - 0x38000000u) >> 13);
 }
 
-constexpr Float16 RoundOutward(float x, bool away_from_zero_if_negative) {
+constexpr Float16 RoundToFloat16(float x, bool down) {
   const bool negative = std::bit_cast<uint32_t>(x) >> 31 != 0;
   bool inexact = false;
   auto bits = TruncateMagnitude(negative ? -x : x, &inexact);
-  if (inexact && negative == away_from_zero_if_negative) {
+  if (inexact && negative == down) {
     ++bits;  // the largest value is never inexact, so this stays finite
   }
   return Float16{static_cast<uint16_t>(negative && bits != 0 ? bits | 0x8000u : bits)};
@@ -64,7 +58,10 @@ constexpr Float16 RoundOutward(float x, bool away_from_zero_if_negative) {
 
 }  // namespace sketch_internal
 
-constexpr Float16 RoundDownToFloat16(float x) { return sketch_internal::RoundOutward(x, true); }
-constexpr Float16 RoundUpToFloat16(float x) { return sketch_internal::RoundOutward(x, false); }
+// The largest float16 that is not above x; the finite range ends at 65504 on either side. A zero is
+// positive, so that the order in which zeros were compared does not show.
+constexpr Float16 RoundDownToFloat16(float x) { return sketch_internal::RoundToFloat16(x, true); }
+// The smallest float16 that is not below x.
+constexpr Float16 RoundUpToFloat16(float x) { return sketch_internal::RoundToFloat16(x, false); }
 
 }  // namespace lserve
