@@ -14,10 +14,10 @@
 #include "kernels/cpu/instructions.h"
 
 #define LSERVE_TARGET_AVX512_BF16 \
-  __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+  __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")))
 #define LSERVE_TARGET_AMX_BF16 \
-  __attribute__((              \
-      target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")))
+  __attribute__((target(       \
+      "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-bf16")))
 
 namespace lserve::cpu {
 

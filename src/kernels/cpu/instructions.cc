@@ -98,8 +98,9 @@ bool HasAvx512() {
 }
 
 bool HasAvx512Bf16() {
-  static const bool has =
-      HasAvx512() && Allows("avx512bf16") && __builtin_cpu_supports("avx512bf16");
+  static const bool has = HasAvx512() && Allows("avx512bf16") &&
+                          __builtin_cpu_supports("avx512bf16") &&
+                          __builtin_cpu_supports("avx512vnni");
   return has;
 }
 

@@ -14,7 +14,7 @@ Status ApplyInstructionLimit();
 
 // AVX-512 F, BW, DQ and VL, which oneDNN needs for bf16 products.
 bool HasAvx512();
-// The bf16 dot product of AVX-512.
+// The bf16 and the byte dot products of AVX-512 (no processor has the first alone).
 bool HasAvx512Bf16();
 // Tile products in bf16, with the kernel's permission to use the tile registers (asked for here).
 bool HasAmxBf16();

@@ -8,10 +8,11 @@
 // so that a broadcast pair of probabilities adds to 16 output dimensions, and 16 rows (two units)
 // are one AMX tile of the value product. Statistics pair minimum and maximum:
 //   [logical page][padded head dim][min, max]
-// and a sketch puts the codes of two neighbouring dimensions in a nibble, and the nibbles of a
-// unit's 16 tokens in two dwords, even tokens in the first:
-//   box [lo, hi][padded head dim] float16, codes [unit][padded head dim / 2][2] dwords
-// so that one shift by lanes yields 16 tokens' nibbles, each an index into a table of 16 sums.
+// and a sketch puts the codes of 16 dimensions of a token in a dword, those of a unit's 16 tokens
+// side by side:
+//   box [lo, hi][padded head dim] float16, codes [unit][padded head dim / 16][16 tokens] dwords
+// Byte j of a dword holds dimensions j, j + 4, j + 8 and j + 12, lowest bits first, so that a shift
+// and a mask yield four neighbouring dimensions of 16 tokens: what a product of bytes takes.
 #pragma once
 
 #include <cstdint>
@@ -38,12 +39,13 @@ constexpr int64_t StatsIndex(int32_t logical_page, int32_t dim, int32_t padded_h
   return (int64_t{logical_page} * padded_head_dim + dim) * 2;
 }
 
+inline constexpr int32_t kSketchWordDims = 16;  // dimensions whose codes share a dword
+
 // The dword that holds the code of (token, dim) in one head of a page, and the code's lowest bit.
 constexpr int64_t SketchIndex(int32_t token, int32_t dim, int32_t padded_head_dim) {
-  return int64_t{token / kUnitTokens} * padded_head_dim + dim / 2 * 2 + token % 2;
+  return int64_t{token / kUnitTokens} * padded_head_dim +
+         int64_t{dim / kSketchWordDims} * kUnitTokens + token % kUnitTokens;
 }
-constexpr int32_t SketchShift(int32_t token, int32_t dim) {
-  return token % kUnitTokens / 2 * 4 + dim % 2 * 2;
-}
+constexpr int32_t SketchShift(int32_t dim) { return dim % 4 * 8 + dim % kSketchWordDims / 4 * 2; }
 
 }  // namespace lserve::cpu

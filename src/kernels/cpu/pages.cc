@@ -63,7 +63,7 @@ void ExportSketch(const TransferPageParams& params, int32_t head) {
     for (int32_t t = 0; t < kPageTokens; ++t) {
       const uint32_t word = places.codes[SketchIndex(t, d, padded)];
       places.canonical[int64_t{2 + t} * dim + d] =
-          static_cast<float>((word >> SketchShift(t, d)) & 3u);
+          static_cast<float>((word >> SketchShift(d)) & 3u);
     }
   }
 }
@@ -78,7 +78,7 @@ void ImportSketch(const TransferPageParams& params, int32_t head) {
     places.box[padded + d] = RoundUpToFloat16(places.canonical[dim + d]);
     for (int32_t t = 0; t < kPageTokens; ++t) {
       const auto code = static_cast<uint32_t>(places.canonical[int64_t{2 + t} * dim + d]);
-      places.codes[SketchIndex(t, d, padded)] |= code << SketchShift(t, d);
+      places.codes[SketchIndex(t, d, padded)] |= code << SketchShift(d);
     }
   }
 }

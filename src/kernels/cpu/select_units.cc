@@ -67,6 +67,27 @@ uint32_t OrderedBits(float x) {
   return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
 }
 
+// The `places`-th largest key, 1 <= places <= keys.size(); reorders keys. A histogram of the
+// leading bits of the keys' range finds the few that compete for the last place.
+uint32_t CutOff(std::span<uint32_t> keys, int32_t places) {
+  constexpr int kBits = 11;
+  const auto [lowest, highest] = std::minmax_element(keys.begin(), keys.end());
+  const uint32_t base = *lowest;
+  const int shift = std::max(0, static_cast<int>(std::bit_width(*highest - base)) - kBits);
+  std::array<int32_t, 1 << kBits> histogram{};
+  for (const uint32_t key : keys) {
+    ++histogram[(key - base) >> shift];
+  }
+  auto bucket = static_cast<uint32_t>(histogram.size()) - 1;
+  while (histogram[bucket] < places) {
+    places -= histogram[bucket--];
+  }
+  const auto rivals = std::partition(keys.begin(), keys.end(),
+                                     [=](uint32_t key) { return (key - base) >> shift == bucket; });
+  std::nth_element(keys.begin(), keys.begin() + places - 1, rivals, std::greater<>());
+  return keys[static_cast<size_t>(places) - 1];
+}
+
 class UnitSelector {
  public:
   UnitSelector(const SelectUnitsParams& params, const SelectVariant& variant, Team& team)
@@ -215,19 +236,15 @@ class UnitSelector {
     float* scores = UnitScores(pair);
 
     // The score of the last place, and how many units above it.
-    for (int32_t i = 0; i < candidates; ++i) {
-      scratch_.keys[i] = OrderedBits(scores[i + 1]);
-    }
+    const std::span<uint32_t> keys(scratch_.keys, static_cast<size_t>(candidates));
+    std::transform(scores + 1, scores + newest, keys.begin(), OrderedBits);
     uint32_t cut = ~0u;
-    int32_t above = 0;
+    int32_t ties = 0;  // places left for units with the cut-off score, lower first
     if (places > 0) {
-      std::nth_element(scratch_.keys, scratch_.keys + places - 1, scratch_.keys + candidates,
-                       std::greater<>());
-      cut = scratch_.keys[places - 1];
-      above = static_cast<int32_t>(std::count_if(scratch_.keys, scratch_.keys + places,
-                                                 [=](uint32_t k) { return k > cut; }));
+      cut = CutOff(keys, places);
+      ties = places - static_cast<int32_t>(std::count_if(keys.begin(), keys.end(),
+                                                         [=](uint32_t key) { return key > cut; }));
     }
-    int32_t ties = places - above;  // places left for units with the cut-off score, lower first
 
     int32_t* list = params_.lists.units + List(pair) * params_.lists.capacity;
     int32_t count = 0;

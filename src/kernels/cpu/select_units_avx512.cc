@@ -1,13 +1,16 @@
-// Page scores with AVX-512: minima and maxima by bf16 dot products, sketches by table look-up; the
-// four 16-token units of a page at a time.
+// Page scores with AVX-512: minima and maxima by dot products of bf16, sketches by dot products of
+// bytes (VNNI, which every processor with the bf16 products has).
 #include "kernels/cpu/attention_avx512.h"  // before other headers: it includes the intrinsics
 
 #include <limits>
 
+#include "kernels/cpu/page_layout.h"
 #include "kernels/cpu/select_units_kernel.h"
 
 namespace lserve::cpu {
 namespace {
+
+constexpr int32_t kMaxPaddedHeadDim = 256;
 
 // Sums of the lanes of four vectors.
 LSERVE_TARGET_AVX512_BF16 inline __m128 SumsOfLanes(__m512 a, __m512 b, __m512 c, __m512 d) {
@@ -58,73 +61,106 @@ LSERVE_TARGET_AVX512_BF16 inline __m512 LoadFloat16(const uint16_t* from) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
-// Turns one head's query into weights of the codes; returns the part that all tokens share.
-LSERVE_TARGET_AVX512_BF16 inline float FoldBox(const float* query, const std::byte* sketch,
-                                               int32_t padded, float* weights) {
+// One head's query against one box: a token's score is shared + step * sum over dims of
+// weight[d] * code[d], with integer weights of 16 bits. They are rounded to 2^-16 of the head's
+// largest weight, less than the rounding of q to bf16 changes them.
+struct FoldedQuery {
+  // A weight is 256 * high + low: the two rows of signed bytes that a byte product takes.
+  alignas(64) int8_t high[kMaxPaddedHeadDim];
+  alignas(64) int8_t low[kMaxPaddedHeadDim];
+  float shared;
+  float step;
+};
+
+LSERVE_TARGET_AVX512_BF16 inline void FoldBox(const float* query, const std::byte* sketch,
+                                              int32_t padded, float* weights, FoldedQuery* folded) {
+  constexpr float kLargest = 127.0f * 256.0f;
   const auto* box = reinterpret_cast<const uint16_t*>(sketch);
   const __m512 quarter = _mm512_set1_ps(0.25f);
   const __m512 half = _mm512_set1_ps(0.5f);
   __m512 sum = _mm512_setzero_ps();
+  __m512 largest = _mm512_setzero_ps();
   for (int32_t i = 0; i < padded; i += 16) {
     const __m512 q = _mm512_loadu_ps(query + i);
     const __m512 lo = LoadFloat16(box + i);
     const __m512 step = _mm512_mul_ps(_mm512_sub_ps(LoadFloat16(box + padded + i), lo), quarter);
+    const __m512 weight = _mm512_mul_ps(q, step);
     sum = _mm512_fmadd_ps(q, _mm512_fmadd_ps(half, step, lo), sum);
-    _mm512_storeu_ps(weights + i, _mm512_mul_ps(q, step));
+    largest = _mm512_max_ps(_mm512_abs_ps(weight), largest);
+    _mm512_storeu_ps(weights + i, weight);
   }
-  return _mm512_reduce_add_ps(sum);
+  const float most = _mm512_reduce_max_ps(largest);
+  folded->shared = _mm512_reduce_add_ps(sum);
+  folded->step = most / kLargest;
+  const __m512 scale = _mm512_set1_ps(most > 0.0f ? kLargest / most : 0.0f);
+  for (int32_t i = 0; i < padded; i += 16) {
+    const __m512i weight = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(weights + i), scale));
+    const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(weight, _mm512_set1_epi32(128)), 8);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(folded->high + i), _mm512_cvtepi32_epi8(high));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(folded->low + i), _mm512_cvtepi32_epi8(weight));
+  }
 }
 
-// Takes kHeads query heads into the best key score of each of the page's units. A pair of
-// dimensions has 16 pairs of codes: a head's 16 sums are a table, a token's nibble its index.
+LSERVE_TARGET_AVX512_BF16 inline __m512i BroadcastDword(const int8_t* from) {
+  int32_t bytes;
+  __builtin_memcpy(&bytes, from, sizeof(bytes));
+  return _mm512_set1_epi32(bytes);
+}
+
+// Takes kHeads query heads into the best key score of each of the page's units: a step multiplies
+// the codes of 16 tokens and 4 dimensions by a head's 4 weights. Units go together so that enough
+// sums are under way to hide the latency of a product.
 template <int kHeads>
-LSERVE_TARGET_AVX512_BF16 void ScoreCodes(const float* weights, const float* shared,
-                                          const std::byte* codes, const std::byte* next,
-                                          int32_t padded, __m512 best[4]) {
-  const __m512 first = _mm512_setr_ps(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
-  const __m512 second = _mm512_setr_ps(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-  const __m512i shifts =
-      _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28);
-  __m512 sums[4][kHeads];
-  for (int u = 0; u < 4; ++u) {
-    for (int g = 0; g < kHeads; ++g) {
-      sums[u][g] = _mm512_set1_ps(shared[g]);
-    }
-  }
+LSERVE_TARGET_AVX512_BF16 void ScoreCodes(const FoldedQuery* heads, const std::byte* codes,
+                                          const std::byte* next, int32_t padded, __m512 best[4]) {
+  constexpr int kUnits = 4 / kHeads;
   const int64_t unit_bytes = int64_t{padded} * 4;
-  for (int32_t dim = 0; dim < padded; dim += 2) {
-    const std::byte* words = codes + int64_t{dim} * 4;
-    if (dim % 16 == 0) {  // a line of each unit
-      for (int u = 0; u < 4; ++u) {
-        _mm_prefetch(reinterpret_cast<const char*>(next + u * unit_bytes + int64_t{dim} * 4),
-                     _MM_HINT_T0);
-      }
-    }
-    __m512 table[kHeads];
-    for (int g = 0; g < kHeads; ++g) {
-      const float* pair = weights + g * padded + dim;
-      table[g] = _mm512_fmadd_ps(_mm512_set1_ps(pair[1]), second,
-                                 _mm512_mul_ps(_mm512_set1_ps(pair[0]), first));
-    }
-    for (int u = 0; u < 4; ++u) {
-      int64_t both;
-      __builtin_memcpy(&both, words + u * unit_bytes, sizeof(both));
-      const __m512i nibbles = _mm512_srlv_epi32(_mm512_set1_epi64(both), shifts);
+  const __m512i code_bits = _mm512_set1_epi8(3);
+  for (int first = 0; first < 4; first += kUnits) {
+    __m512i high[kUnits][kHeads];
+    __m512i low[kUnits][kHeads];
+    for (int u = 0; u < kUnits; ++u) {
       for (int g = 0; g < kHeads; ++g) {
-        sums[u][g] = _mm512_add_ps(sums[u][g], _mm512_permutexvar_ps(nibbles, table[g]));
+        high[u][g] = _mm512_setzero_si512();
+        low[u][g] = _mm512_setzero_si512();
       }
     }
-  }
-  for (int u = 0; u < 4; ++u) {
-    for (int g = 0; g < kHeads; ++g) {
-      best[u] = _mm512_max_ps(sums[u][g], best[u]);  // a NaN sum yields `best`
+    for (int32_t dim = 0; dim < padded; dim += kSketchWordDims) {
+      __m512i line[kUnits];
+      for (int u = 0; u < kUnits; ++u) {
+        const int64_t offset = (first + u) * unit_bytes + int64_t{dim} * 4;
+        line[u] = _mm512_loadu_si512(codes + offset);
+        _mm_prefetch(reinterpret_cast<const char*>(next + offset), _MM_HINT_T0);
+      }
+      for (int32_t quad = 0; quad < kSketchWordDims; quad += 4) {
+        for (int u = 0; u < kUnits; ++u) {
+          const __m512i code = _mm512_and_si512(line[u], code_bits);
+          line[u] = _mm512_srli_epi16(line[u], 2);
+          for (int g = 0; g < kHeads; ++g) {
+            high[u][g] =
+                _mm512_dpbusd_epi32(high[u][g], code, BroadcastDword(heads[g].high + dim + quad));
+            low[u][g] =
+                _mm512_dpbusd_epi32(low[u][g], code, BroadcastDword(heads[g].low + dim + quad));
+          }
+        }
+      }
+    }
+    for (int u = 0; u < kUnits; ++u) {
+      for (int g = 0; g < kHeads; ++g) {
+        const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high[u][g], 8), low[u][g]);
+        const __m512 score = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(heads[g].step),
+                                             _mm512_set1_ps(heads[g].shared));
+        best[first + u] = _mm512_max_ps(score, best[first + u]);  // a NaN score yields `best`
+      }
     }
   }
 }
 
 LSERVE_TARGET_AVX512_BF16 void Sketch(const PageScoreRun& run) {
+  constexpr int32_t kMostHeads = 4;
   const int32_t padded = run.padded_head_dim;
   const int64_t box_bytes = int64_t{padded} * 4;
+  FoldedQuery folded[kMostHeads];
   for (int32_t page = 0; page < run.pages; ++page) {
     const std::byte* sketch = run.stats[page];
     const std::byte* codes = sketch + box_bytes;
@@ -136,13 +172,11 @@ LSERVE_TARGET_AVX512_BF16 void Sketch(const PageScoreRun& run) {
     for (int32_t g = 0; g < run.group;) {
       const int32_t left = run.group - g;
       const int32_t heads = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-      float shared[4];
       for (int32_t h = 0; h < heads; ++h) {
-        shared[h] =
-            FoldBox(run.queries + (g + h) * padded, sketch, padded, run.weights + h * padded);
+        FoldBox(run.queries + (g + h) * padded, sketch, padded, run.weights, folded + h);
       }
       const auto score = heads == 4 ? ScoreCodes<4> : heads == 2 ? ScoreCodes<2> : ScoreCodes<1>;
-      score(run.weights, shared, codes, next, padded, best);
+      score(folded, codes, next, padded, best);
       g += heads;
     }
     for (int u = 0; u < 4; ++u) {
@@ -153,6 +187,6 @@ LSERVE_TARGET_AVX512_BF16 void Sketch(const PageScoreRun& run) {
 
 }  // namespace
 
-SelectVariant Avx512SelectVariant() { return {"avx512-bf16", HasAvx512Bf16, MinMax, Sketch}; }
+SelectVariant Avx512SelectVariant() { return {"avx512-vnni", HasAvx512Bf16, MinMax, Sketch}; }
 
 }  // namespace lserve::cpu

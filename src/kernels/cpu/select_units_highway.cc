@@ -82,14 +82,8 @@ HWY_INLINE void ScoreCodes(const float* weights, const float* shared, const uint
   constexpr int32_t kUnits = std::clamp(8 / (kUnitVectors * kHeads), 1, kPageUnits);
   const FloatTag d;
   const WordTag du;
-  const hn::Repartition<uint64_t, WordTag> du64;
   const hn::RebindToSigned<FloatTag> di;
   const WordVec three = hn::Set(du, 3u);
-  WordVec shifts[kUnitVectors];
-  for (int32_t i = 0; i < kUnitVectors; ++i) {
-    const WordVec token = hn::Iota(du, static_cast<uint32_t>(i * kLanes));
-    shifts[i] = hn::ShiftLeft<2>(hn::ShiftRight<1>(token));
-  }
   for (int32_t first = 0; first < kPageUnits; first += kUnits) {
     FloatVec sums[kUnits][kUnitVectors][kHeads];
     for (int32_t u = 0; u < kUnits; ++u) {
@@ -99,21 +93,16 @@ HWY_INLINE void ScoreCodes(const float* weights, const float* shared, const uint
         }
       }
     }
-    for (int32_t dim = 0; dim < padded; dim += 2) {
+    for (int32_t dim = 0; dim < padded; ++dim) {
       for (int32_t u = 0; u < kUnits; ++u) {
-        uint64_t both;
-        std::memcpy(&both, codes + SketchIndex((first + u) * kUnitTokens, dim, padded),
-                    sizeof(both));
-        const WordVec nibbles = hn::BitCast(du, hn::Set(du64, both));
+        const uint32_t* words = codes + SketchIndex((first + u) * kUnitTokens, dim, padded);
         for (int32_t i = 0; i < kUnitVectors; ++i) {
-          const WordVec code = hn::Shr(nibbles, shifts[i]);
-          const FloatVec even = hn::ConvertTo(d, hn::BitCast(di, hn::And(code, three)));
-          const FloatVec odd =
-              hn::ConvertTo(d, hn::BitCast(di, hn::And(hn::ShiftRight<2>(code), three)));
+          const WordVec bits =
+              hn::ShiftRightSame(hn::LoadU(du, words + i * kLanes), SketchShift(dim));
+          const FloatVec code = hn::ConvertTo(d, hn::BitCast(di, hn::And(bits, three)));
           for (int32_t g = 0; g < kHeads; ++g) {
             FloatVec& sum = sums[u][i][g];
-            sum = hn::MulAdd(hn::Set(d, weights[g * padded + dim]), even, sum);
-            sum = hn::MulAdd(hn::Set(d, weights[g * padded + dim + 1]), odd, sum);
+            sum = hn::MulAdd(hn::Set(d, weights[g * padded + dim]), code, sum);
           }
         }
       }

@@ -17,7 +17,9 @@ struct PageScoreRun {
   // q- min + q+ max, since max(q max, q min) = q+ max + q- min.
   const uint16_t* q_pairs;  // [group, padded_head_dim, (q-, q+)] bf16
   // kSketch: with k = lo + (c + 1/2) step, q k is the sum over dims of q (lo + step / 2) + (q step)
-  // c. The first part and the weights q step are made once a page, for its 64 tokens.
+  // c. The first part and the weights q step are made once a page, for its 64 tokens. A variant may
+  // round the weights to 2^-16 of the head's largest, w: a score is then within 3 sqrt(head_dim) w
+  // 2^-16 of the definition.
   const float* queries;           // [group, padded_head_dim]
   float* weights;                 // [group, padded_head_dim], scratch
   const std::byte* const* stats;  // [pages] a head's statistics in a page (page_layout.h)

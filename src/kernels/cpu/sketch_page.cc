@@ -21,14 +21,12 @@ FloatVec Element(WordVec pairs) {
 }
 
 // Box and codes of one dimension. words: the dwords of 16 tokens of the dimensions' pair in unit 0,
-// `stride` dwords a unit; codes: the pair's dwords in unit 0, `padded` apart, which take this
-// dimension's bits.
+// `stride` dwords a unit; codes: the dimension's dwords in unit 0, `padded` apart.
 template <bool kOdd>
-void WriteDimension(const uint32_t* words, int64_t stride, Float16* lo, Float16* hi,
+void WriteDimension(const uint32_t* words, int64_t stride, Float16* lo, Float16* hi, int32_t dim,
                     uint32_t* codes, int32_t padded) {
   const FloatTag d;
   const WordTag du;
-  const hn::Repartition<uint64_t, WordTag> du64;
   const auto lanes = static_cast<int32_t>(hn::Lanes(d));
   FloatVec lowest = Element<kOdd>(hn::LoadU(du, words));
   FloatVec highest = lowest;
@@ -45,11 +43,8 @@ void WriteDimension(const uint32_t* words, int64_t stride, Float16* lo, Float16*
   const FloatVec from = hn::Set(d, ToFloat(*lo));
   const FloatVec step = hn::Set(d, SketchStep(ToFloat(*lo), ToFloat(*hi)));
   const WordVec one = hn::Set(du, 1u);
-  // A pair of tokens shares a nibble's place, one in either dword of a qword.
-  const WordVec shifts = hn::Add(hn::ShiftLeft<2>(hn::ShiftRight<1>(hn::Iota(du, 0))),
-                                 hn::Set(du, static_cast<uint32_t>(SketchShift(0, kOdd ? 1 : 0))));
+  const bool first = dim % kSketchWordDims == 0;  // of its dword, whose bits are a recycled page's
   for (int32_t unit = 0; unit < kPageTokens / kUnitTokens; ++unit) {
-    uint64_t both = 0;
     for (int32_t t = 0; t < kUnitTokens; t += lanes) {
       const FloatVec key = Element<kOdd>(hn::LoadU(du, words + unit * stride + t));
       const FloatVec place = hn::Div(hn::Sub(key, from), step);
@@ -57,12 +52,10 @@ void WriteDimension(const uint32_t* words, int64_t stride, Float16* lo, Float16*
         return hn::IfThenElseZero(hn::RebindMask(du, hn::Ge(place, hn::Set(d, level))), one);
       };
       const WordVec code = hn::Add(hn::Add(at_least(1.0f), at_least(2.0f)), at_least(3.0f));
-      const auto pairs = hn::BitCast(du64, hn::Shl(code, shifts));
-      both |= hn::GetLane(hn::SumOfLanes(du64, pairs)) << SketchShift(t, 0);
+      const WordVec bits = hn::ShiftLeftSame(code, SketchShift(dim));
+      uint32_t* to = codes + int64_t{unit} * padded + t;
+      hn::StoreU(first ? bits : hn::Or(hn::LoadU(du, to), bits), du, to);
     }
-    uint32_t* to = codes + int64_t{unit} * padded;
-    to[0] = static_cast<uint32_t>(both) | (kOdd ? to[0] : 0u);
-    to[1] = static_cast<uint32_t>(both >> 32) | (kOdd ? to[1] : 0u);
   }
 }
 
@@ -70,9 +63,9 @@ void WriteHead(const uint16_t* keys, int32_t padded, Float16* box, uint32_t* cod
   const int64_t stride = int64_t{kUnitTokens} * padded / 2;  // dwords of a unit
   for (int32_t dim = 0; dim < padded; dim += 2) {
     const auto* words = reinterpret_cast<const uint32_t*>(keys) + int64_t{dim} / 2 * kUnitTokens;
-    uint32_t* pair = codes + SketchIndex(0, dim, padded);
-    WriteDimension<false>(words, stride, box + dim, box + padded + dim, pair, padded);
-    WriteDimension<true>(words, stride, box + dim + 1, box + padded + dim + 1, pair, padded);
+    uint32_t* to = codes + SketchIndex(0, dim, padded);
+    WriteDimension<false>(words, stride, box + dim, box + padded + dim, dim, to, padded);
+    WriteDimension<true>(words, stride, box + dim + 1, box + padded + dim + 1, dim + 1, to, padded);
   }
 }
 
