@@ -27,8 +27,6 @@ struct StepLayout {
   int64_t counts, row_slot, row_position, row_token, chunks, logit_row, bytes;
 };
 
-const void* OrNull(const Buffer& buffer) { return buffer.bytes() > 0 ? buffer.data() : nullptr; }
-
 }  // namespace
 
 LlamaRunner::LlamaRunner(Backend& backend, std::shared_ptr<const ModelWeights> weights,
@@ -36,7 +34,8 @@ LlamaRunner::LlamaRunner(Backend& backend, std::shared_ptr<const ModelWeights> w
     : backend_(backend),
       weights_(std::move(weights)),
       mode_(std::move(mode)),
-      stream_(backend.MakeStream()) {}
+      stream_(backend.MakeStream()),
+      forward_(backend, *weights_) {}
 
 Result<std::unique_ptr<LlamaRunner>> LlamaRunner::Make(Backend& backend,
                                                        std::shared_ptr<const ModelWeights> weights,
@@ -110,14 +109,14 @@ Result<CacheConfig> LlamaRunner::MakeCacheConfig(const ModelConfig& config,
 
 Status LlamaRunner::AllocateMemory(const RunnerOptions& options) {
   const ModelConfig& config = weights_->config;
-  const DType dtype = weights_->activations;
   batch_.max_decode_rows = options.max_num_seqs;
   batch_.max_rows = options.max_batched_tokens + options.max_num_seqs;
   batch_.max_chunks = options.max_num_seqs;
   batch_.max_logit_rows = options.max_logit_rows;
   batch_.max_slots = options.max_num_seqs;
 
-  ASSIGN_OR_RETURN(CacheConfig cache, MakeCacheConfig(config, mode_, options, dtype));
+  ASSIGN_OR_RETURN(CacheConfig cache,
+                   MakeCacheConfig(config, mode_, options, weights_->activations));
   ASSIGN_OR_RETURN(cache_, TwoLaneCache::Make(backend_, *stream_, std::move(cache)));
 
   limits_.max_model_len = options.max_model_len;
@@ -126,23 +125,10 @@ Status LlamaRunner::AllocateMemory(const RunnerOptions& options) {
   limits_.kv_pages = cache_->config().retrieval_pages;
   limits_.vocab_size = static_cast<int32_t>(config.vocab_size);
 
-  const int64_t rows = batch_.max_rows + kRowSlack;
-  const int64_t bytes = DTypeBytes(dtype);
-  const int64_t q_width = config.num_q_heads * config.head_dim;
-  const int64_t qkv_width = q_width + 2 * config.num_kv_heads * config.head_dim;
   const int64_t slots = options.max_num_seqs;
   const int64_t lists = slots * mode_.plan.total_retrieval_heads();
   unit_capacity_ = mode_.policy.token_budget / mode_.policy.unit_tokens;
-  const int64_t logit_rows = batch_.max_logit_rows + kRowSlack;
   const std::pair<Buffer*, int64_t> wanted[] = {
-      {&residual_, rows * config.hidden_size * bytes},
-      {&normed_, rows * config.hidden_size * bytes},
-      {&qkv_, rows * qkv_width * bytes},
-      {&q_, rows * q_width * bytes},
-      {&attended_, rows * q_width * bytes},
-      {&intermediate_, rows * config.intermediate_size * bytes},
-      {&angles_, rows * config.head_dim * 4},
-      {&logits_, logit_rows * config.vocab_size * 4},
       {&last_token_, slots * 4},
       {&prompt_tokens_, slots * 4},
       {&sampling_, slots * static_cast<int64_t>(sizeof(SlotSampling))},
@@ -150,7 +136,7 @@ Status LlamaRunner::AllocateMemory(const RunnerOptions& options) {
       {&prompt_seen_, slots * config.vocab_size},
       {&units_, lists * unit_capacity_ * 4},
       {&unit_counts_, lists * 4},
-      {&sampled_, logit_rows * 4},
+      {&sampled_, (int64_t{batch_.max_logit_rows} + kRowSlack) * 4},
       {&step_device_, StepLayout(batch_).bytes},
   };
   for (const auto& [buffer, size] : wanted) {
@@ -168,63 +154,14 @@ Status LlamaRunner::AllocateMemory(const RunnerOptions& options) {
   batch_.row_token = at(layout.row_token);
   batch_.chunks = reinterpret_cast<const PrefillChunk*>(at(layout.chunks));
   batch_.logit_row = at(layout.logit_row);
-  return OkStatus();
+  return forward_.Allocate(batch_);
 }
 
 template <typename Visitor>
-void LlamaRunner::ForEachLayerOp(Pass pass, size_t layer, Visitor&& visit) const {
-  const ModelConfig& config = weights_->config;
-  const LayerWeights& w = weights_->layers[layer];
+void LlamaRunner::ForEachAttentionOp(Pass pass, size_t layer, Visitor&& visit) const {
   const Ops& ops = backend_.ops();
-  const DType dtype = weights_->activations;
-  const auto q_heads = static_cast<int32_t>(config.num_q_heads);
-  const auto kv_heads = static_cast<int32_t>(config.num_kv_heads);
-  const auto head_dim = static_cast<int32_t>(config.head_dim);
-  const auto hidden = static_cast<int32_t>(config.hidden_size);
   const RetrievalLane retrieval = cache_->retrieval(static_cast<int32_t>(layer));
   const StreamingLane streaming = cache_->streaming(static_cast<int32_t>(layer));
-
-  const auto norm = [&](const Buffer& weight) {
-    visit(ops.add_rms_norm, AddRmsNormParams{.batch = batch_,
-                                             .rows = RowSet::kBatch,
-                                             .residual = residual_.data(),
-                                             .addend = nullptr,
-                                             .weight = weight.data(),
-                                             .output = normed_.data(),
-                                             .dtype = dtype,
-                                             .hidden = hidden,
-                                             .epsilon = config.rms_norm_eps});
-  };
-  const auto linear = [&](const PackedLinear& weight, const Buffer& input, const Buffer& output,
-                          Epilogue epilogue) {
-    visit(ops.linear, LinearParams{.batch = batch_,
-                                   .rows = RowSet::kBatch,
-                                   .weight = &weight,
-                                   .input = input.data(),
-                                   .output = output.data(),
-                                   .bias = nullptr,
-                                   .dtype = dtype,
-                                   .output_dtype = dtype,
-                                   .epilogue = epilogue,
-                                   .workspace = workspace_.data()});
-  };
-
-  norm(w.input_norm);
-  linear(*w.qkv, normed_, qkv_, Epilogue::kNone);
-  visit(ops.rope_append, RopeAppendParams{.batch = batch_,
-                                          .qkv = qkv_.data(),
-                                          .bias = OrNull(w.qkv_bias),
-                                          .q_norm = OrNull(w.q_norm),
-                                          .k_norm = OrNull(w.k_norm),
-                                          .angles = angles_.As<float>(),
-                                          .q = q_.data(),
-                                          .retrieval = retrieval,
-                                          .streaming = streaming,
-                                          .dtype = dtype,
-                                          .q_heads = q_heads,
-                                          .kv_heads = kv_heads,
-                                          .head_dim = head_dim,
-                                          .norm_epsilon = config.rms_norm_eps});
   UnitLists lists{};
   if (!mode_.dense()) {
     const std::vector<int32_t>& heads = mode_.plan.retrieval_heads();
@@ -237,121 +174,73 @@ void LlamaRunner::ForEachLayerOp(Pass pass, size_t layer, Visitor&& visit) const
     lists.capacity = unit_capacity_;
     if (heads[layer] > 0) {
       visit(ops.select_units, SelectUnitsParams{.batch = batch_,
-                                                .q = q_.data(),
+                                                .q = forward_.q().data(),
                                                 .retrieval = retrieval,
                                                 .lists = lists,
                                                 .prompt_tokens = prompt_tokens_.As<int32_t>(),
                                                 .scores = nullptr,
                                                 .policy = mode_.policy,
-                                                .dtype = dtype,
-                                                .q_heads = q_heads,
-                                                .group = q_heads / kv_heads,
-                                                .workspace = workspace_.data()});
+                                                .dtype = forward_.dtype(),
+                                                .q_heads = forward_.q_heads(),
+                                                .group = forward_.group(),
+                                                .workspace = forward_.workspace()});
     }
   }
   visit(ops.attend_decode, AttendDecodeParams{.batch = batch_,
-                                              .q = q_.data(),
-                                              .output = attended_.data(),
+                                              .q = forward_.q().data(),
+                                              .output = forward_.attended().data(),
                                               .retrieval = retrieval,
                                               .streaming = streaming,
                                               .lists = lists,
                                               .policy = mode_.policy,
-                                              .dtype = dtype,
-                                              .q_heads = q_heads,
-                                              .group = q_heads / kv_heads,
-                                              .workspace = workspace_.data()});
+                                              .dtype = forward_.dtype(),
+                                              .q_heads = forward_.q_heads(),
+                                              .group = forward_.group(),
+                                              .workspace = forward_.workspace()});
   if (pass == Pass::kMixed) {
     visit(ops.attend_prefill, AttendPrefillParams{.batch = batch_,
-                                                  .q = q_.data(),
-                                                  .output = attended_.data(),
+                                                  .q = forward_.q().data(),
+                                                  .output = forward_.attended().data(),
                                                   .retrieval = retrieval,
                                                   .streaming = streaming,
                                                   .block_offsets = nullptr,
                                                   .block_ids = nullptr,
-                                                  .dtype = dtype,
-                                                  .q_heads = q_heads,
-                                                  .group = q_heads / kv_heads,
-                                                  .workspace = workspace_.data()});
+                                                  .dtype = forward_.dtype(),
+                                                  .q_heads = forward_.q_heads(),
+                                                  .group = forward_.group(),
+                                                  .workspace = forward_.workspace()});
     if (streaming.layout.heads > 0) {
       visit(ops.append_streaming, AppendStreamingParams{.batch = batch_, .streaming = streaming});
     }
   }
-  linear(*w.output, attended_, residual_, Epilogue::kResidual);
-  norm(w.post_norm);
-  linear(*w.gate_up, normed_, intermediate_, Epilogue::kSiluMul);
-  linear(*w.down, intermediate_, residual_, Epilogue::kResidual);
 }
 
 template <typename Visitor>
 void LlamaRunner::ForEachOp(Pass pass, bool sample, Visitor&& visit) const {
-  const ModelConfig& config = weights_->config;
-  const Ops& ops = backend_.ops();
-  const DType dtype = weights_->activations;
-  const auto hidden = static_cast<int32_t>(config.hidden_size);
-  const auto vocab_size = static_cast<int32_t>(config.vocab_size);
-
-  visit(ops.embed_rows, EmbedRowsParams{.batch = batch_,
-                                        .table = weights_->embedding.data(),
-                                        .table_dtype = weights_->embedding_dtype,
-                                        .last_token = last_token_.As<int32_t>(),
-                                        .output = residual_.data(),
-                                        .dtype = dtype,
-                                        .vocab_size = vocab_size,
-                                        .hidden = hidden});
-  visit(ops.rope_angles,
-        RopeAnglesParams{.batch = batch_,
-                         .inverse_frequencies = weights_->inverse_frequencies.As<float>(),
-                         .angles = angles_.As<float>(),
-                         .scale = weights_->rope_scale,
-                         .head_dim = static_cast<int32_t>(config.head_dim)});
+  forward_.VisitEmbedding(last_token_.As<int32_t>(), visit);
   for (size_t layer = 0; layer < weights_->layers.size(); ++layer) {
-    ForEachLayerOp(pass, layer, visit);
+    forward_.VisitLayer(
+        layer, cache_->retrieval(static_cast<int32_t>(layer)),
+        cache_->streaming(static_cast<int32_t>(layer)),
+        [&] { ForEachAttentionOp(pass, layer, visit); }, visit);
   }
-  visit(ops.add_rms_norm, AddRmsNormParams{.batch = batch_,
-                                           .rows = RowSet::kLogits,
-                                           .residual = residual_.data(),
-                                           .addend = nullptr,
-                                           .weight = weights_->final_norm.data(),
-                                           .output = normed_.data(),
-                                           .dtype = dtype,
-                                           .hidden = hidden,
-                                           .epsilon = config.rms_norm_eps});
-  visit(ops.linear, LinearParams{.batch = batch_,
-                                 .rows = RowSet::kLogits,
-                                 .weight = weights_->lm_head.get(),
-                                 .input = normed_.data(),
-                                 .output = logits_.data(),
-                                 .bias = nullptr,
-                                 .dtype = dtype,
-                                 .output_dtype = DType::kFloat32,
-                                 .epilogue = Epilogue::kNone,
-                                 .workspace = workspace_.data()});
+  forward_.VisitLogits(visit);
   if (sample) {
-    visit(ops.sample, SampleParams{.batch = batch_,
-                                   .logits = logits_.As<float>(),
-                                   .sampling = sampling_.As<SlotSampling>(),
-                                   .token_counts = token_counts_.As<int32_t>(),
-                                   .prompt_seen = prompt_seen_.As<uint8_t>(),
-                                   .last_token = last_token_.As<int32_t>(),
-                                   .sampled = sampled_.As<int32_t>(),
-                                   .vocab_size = vocab_size,
-                                   .workspace = workspace_.data()});
+    visit(backend_.ops().sample, SampleParams{.batch = batch_,
+                                              .logits = forward_.logits().As<float>(),
+                                              .sampling = sampling_.As<SlotSampling>(),
+                                              .token_counts = token_counts_.As<int32_t>(),
+                                              .prompt_seen = prompt_seen_.As<uint8_t>(),
+                                              .last_token = last_token_.As<int32_t>(),
+                                              .sampled = sampled_.As<int32_t>(),
+                                              .vocab_size = limits_.vocab_size,
+                                              .workspace = forward_.workspace()});
   }
 }
 
 Status LlamaRunner::Capture() {
-  // What an operation's workspace needs follows from its shapes; addresses are checked after.
-  ForEachOp(Pass::kMixed, true, [&](const auto& op, const auto& params) {
-    workspace_bytes_ = std::max(workspace_bytes_, op.workspace_bytes(params));
-  });
-  ASSIGN_OR_RETURN(workspace_, backend_.Allocate(std::max<int64_t>(workspace_bytes_, 64)));
-  Status valid;
-  ForEachOp(Pass::kMixed, true, [&](const auto& op, const auto& params) {
-    if (valid.ok()) {
-      valid = Validate(params).Annotate(op.name);
-    }
-  });
-  RETURN_IF_ERROR(valid);
+  RETURN_IF_ERROR(
+      forward_.Prepare([&](const auto& visit) { ForEachOp(Pass::kMixed, true, visit); }));
   const auto capture = [&](Pass pass, bool sample) {
     stream_->BeginCapture();
     ForEachOp(pass, sample, [&](const auto& op, const auto& params) { op.run(*stream_, params); });
@@ -517,7 +406,7 @@ Result<std::vector<float>> LlamaRunner::StepLogits(const StepInput& input,
   const Pass pass = FillStep(input, rows);
   stream_->Launch(pass == Pass::kDecode ? *decode_logits_graph_ : *mixed_logits_graph_);
   std::vector<float> logits(rows.size() * static_cast<size_t>(limits_.vocab_size));
-  backend_.CopyToHost(logits.data(), logits_.data(), std::ssize(logits) * 4, *stream_);
+  backend_.CopyToHost(logits.data(), forward_.logits().data(), std::ssize(logits) * 4, *stream_);
   RETURN_IF_ERROR(stream_->Synchronize());
   return logits;
 }

@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "kernels/backend.h"
 #include "kv/two_lane_cache.h"
+#include "model/forward_pass.h"
 #include "model/runner.h"
 #include "model/weights.h"
 #include "sparse/attention_mode.h"
@@ -65,12 +66,12 @@ class LlamaRunner : public Runner {
   Status AllocateMemory(const RunnerOptions& options);
   // Validates the operations' parameters and captures the graphs.
   Status Capture();
-  // Appends the forward pass to the stream, or only finds the workspace it needs.
+  // Calls visit(op, params) for the operations of a step, in their order.
   enum class Pass { kDecode, kMixed };
   template <typename Visitor>
   void ForEachOp(Pass pass, bool sample, Visitor&& visit) const;
   template <typename Visitor>
-  void ForEachLayerOp(Pass pass, size_t layer, Visitor&& visit) const;
+  void ForEachAttentionOp(Pass pass, size_t layer, Visitor&& visit) const;
 
   // Fills and uploads the step arrays. Returns the pass that the step needs.
   Pass FillStep(const StepInput& input, std::span<const int32_t> logit_rows);
@@ -86,9 +87,7 @@ class LlamaRunner : public Runner {
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<TwoLaneCache> cache_;
 
-  // Activations, [max_rows + slack, ...] in the weights' activation dtype.
-  Buffer residual_, normed_, qkv_, q_, attended_, intermediate_, angles_, workspace_;
-  Buffer logits_;  // [max_logit_rows, vocab_size] float32
+  ForwardPass forward_;
   // By slot.
   Buffer last_token_, prompt_tokens_, sampling_, token_counts_, prompt_seen_, units_, unit_counts_;
   Buffer sampled_;
@@ -96,7 +95,6 @@ class LlamaRunner : public Runner {
   Buffer step_device_;
   std::vector<std::byte> step_host_;
   std::vector<bool> slot_penalties_;  // by slot: its sampling settings have a penalty
-  int64_t workspace_bytes_ = 0;
   int32_t unit_capacity_ = 0;
 
   std::unique_ptr<Graph> decode_graph_, mixed_graph_;                // with sampling

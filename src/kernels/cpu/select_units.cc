@@ -70,10 +70,14 @@ uint32_t OrderedBits(float x) {
 // The `places`-th largest key, 1 <= places <= keys.size(); reorders keys. A histogram of the
 // leading bits of the keys' range finds the few that compete for the last place.
 uint32_t CutOff(std::span<uint32_t> keys, int32_t places) {
-  constexpr int kBits = 11;
-  const auto [lowest, highest] = std::minmax_element(keys.begin(), keys.end());
-  const uint32_t base = *lowest;
-  const int shift = std::max(0, static_cast<int>(std::bit_width(*highest - base)) - kBits);
+  constexpr int kBits = 8;
+  uint32_t base = ~0u;
+  uint32_t highest = 0;
+  for (const uint32_t key : keys) {
+    base = std::min(base, key);
+    highest = std::max(highest, key);
+  }
+  const int shift = std::max(0, static_cast<int>(std::bit_width(highest - base)) - kBits);
   std::array<int32_t, 1 << kBits> histogram{};
   for (const uint32_t key : keys) {
     ++histogram[(key - base) >> shift];

@@ -11,6 +11,8 @@ namespace lserve::cpu {
 namespace {
 
 constexpr int32_t kMaxPaddedHeadDim = 256;
+constexpr int32_t kMostHeads = 4;  // query heads scored together
+constexpr int32_t kAhead = 2;      // pages that prefetching is ahead of the scores
 
 // Sums of the lanes of four vectors.
 LSERVE_TARGET_AVX512_BF16 inline __m128 SumsOfLanes(__m512 a, __m512 b, __m512 c, __m512 d) {
@@ -22,10 +24,18 @@ LSERVE_TARGET_AVX512_BF16 inline __m128 SumsOfLanes(__m512 a, __m512 b, __m512 c
   return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
+LSERVE_TARGET_AVX512_BF16 inline __m128 MaximaOfLanes(const __m512 v[4]) {
+  const __m512 ab = _mm512_max_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+  const __m512 cd = _mm512_max_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+  const __m512 abcd =
+      _mm512_max_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xEE));
+  const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
+  return _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
 LSERVE_TARGET_AVX512_BF16 void MinMax(const PageScoreRun& run) {
   const int32_t width = 2 * run.padded_head_dim;  // bf16 of a logical page
   const __m128 scale = _mm_set1_ps(run.scale);
-  constexpr int32_t kAhead = 2;  // pages
   for (int32_t page = 0; page < run.pages; ++page) {
     const auto* stats = reinterpret_cast<const uint16_t*>(run.stats[page]);
     const auto* next = reinterpret_cast<const uint16_t*>(
@@ -57,47 +67,62 @@ LSERVE_TARGET_AVX512_BF16 void MinMax(const PageScoreRun& run) {
   }
 }
 
+inline void Prefetch(const std::byte* line) {
+  _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T0);
+}
+
 LSERVE_TARGET_AVX512_BF16 inline __m512 LoadFloat16(const uint16_t* from) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
-// One head's query against one box: a token's score is shared + step * sum over dims of
-// weight[d] * code[d], with integer weights of 16 bits. They are rounded to 2^-16 of the head's
-// largest weight, less than the rounding of q to bf16 changes them.
-struct FoldedQuery {
+// Query heads against one box: a token's score is shared[head] + step * sum over dims of
+// weight[head][d] * code[d], with integer weights of 16 bits. They are rounded to 2^-16 of the
+// largest, less than the rounding of q to bf16 changes them.
+struct FoldedQueries {
   // A weight is 256 * high + low: the two rows of signed bytes that a byte product takes.
-  alignas(64) int8_t high[kMaxPaddedHeadDim];
-  alignas(64) int8_t low[kMaxPaddedHeadDim];
-  float shared;
+  alignas(64) int8_t high[kMostHeads][kMaxPaddedHeadDim];
+  alignas(64) int8_t low[kMostHeads][kMaxPaddedHeadDim];
+  alignas(16) float shared[kMostHeads];
   float step;
 };
 
-LSERVE_TARGET_AVX512_BF16 inline void FoldBox(const float* query, const std::byte* sketch,
-                                              int32_t padded, float* weights, FoldedQuery* folded) {
+// queries, weights: [kHeads, padded]; weights are scratch.
+template <int kHeads>
+LSERVE_TARGET_AVX512_BF16 inline void FoldBox(const float* queries, const std::byte* sketch,
+                                              const std::byte* next, int32_t padded, float* weights,
+                                              FoldedQueries* folded) {
   constexpr float kLargest = 127.0f * 256.0f;
   const auto* box = reinterpret_cast<const uint16_t*>(sketch);
   const __m512 quarter = _mm512_set1_ps(0.25f);
   const __m512 half = _mm512_set1_ps(0.5f);
-  __m512 sum = _mm512_setzero_ps();
+  __m512 sums[kMostHeads] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                             _mm512_setzero_ps()};
   __m512 largest = _mm512_setzero_ps();
   for (int32_t i = 0; i < padded; i += 16) {
-    const __m512 q = _mm512_loadu_ps(query + i);
     const __m512 lo = LoadFloat16(box + i);
     const __m512 step = _mm512_mul_ps(_mm512_sub_ps(LoadFloat16(box + padded + i), lo), quarter);
-    const __m512 weight = _mm512_mul_ps(q, step);
-    sum = _mm512_fmadd_ps(q, _mm512_fmadd_ps(half, step, lo), sum);
-    largest = _mm512_max_ps(_mm512_abs_ps(weight), largest);
-    _mm512_storeu_ps(weights + i, weight);
+    const __m512 middle = _mm512_fmadd_ps(half, step, lo);
+    Prefetch(next + i * 4);
+    for (int g = 0; g < kHeads; ++g) {
+      const __m512 q = _mm512_loadu_ps(queries + g * padded + i);
+      const __m512 weight = _mm512_mul_ps(q, step);
+      sums[g] = _mm512_fmadd_ps(q, middle, sums[g]);
+      largest = _mm512_max_ps(_mm512_abs_ps(weight), largest);
+      _mm512_storeu_ps(weights + g * padded + i, weight);
+    }
   }
+  _mm_store_ps(folded->shared, SumsOfLanes(sums[0], sums[1], sums[2], sums[3]));
   const float most = _mm512_reduce_max_ps(largest);
-  folded->shared = _mm512_reduce_add_ps(sum);
   folded->step = most / kLargest;
   const __m512 scale = _mm512_set1_ps(most > 0.0f ? kLargest / most : 0.0f);
-  for (int32_t i = 0; i < padded; i += 16) {
-    const __m512i weight = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(weights + i), scale));
-    const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(weight, _mm512_set1_epi32(128)), 8);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(folded->high + i), _mm512_cvtepi32_epi8(high));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(folded->low + i), _mm512_cvtepi32_epi8(weight));
+  for (int g = 0; g < kHeads; ++g) {
+    for (int32_t i = 0; i < padded; i += 16) {
+      const __m512i weight =
+          _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(weights + g * padded + i), scale));
+      const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(weight, _mm512_set1_epi32(128)), 8);
+      _mm_store_si128(reinterpret_cast<__m128i*>(folded->high[g] + i), _mm512_cvtepi32_epi8(high));
+      _mm_store_si128(reinterpret_cast<__m128i*>(folded->low[g] + i), _mm512_cvtepi32_epi8(weight));
+    }
   }
 }
 
@@ -111,7 +136,7 @@ LSERVE_TARGET_AVX512_BF16 inline __m512i BroadcastDword(const int8_t* from) {
 // the codes of 16 tokens and 4 dimensions by a head's 4 weights. Units go together so that enough
 // sums are under way to hide the latency of a product.
 template <int kHeads>
-LSERVE_TARGET_AVX512_BF16 void ScoreCodes(const FoldedQuery* heads, const std::byte* codes,
+LSERVE_TARGET_AVX512_BF16 void ScoreCodes(const FoldedQueries& heads, const std::byte* codes,
                                           const std::byte* next, int32_t padded, __m512 best[4]) {
   constexpr int kUnits = 4 / kHeads;
   const int64_t unit_bytes = int64_t{padded} * 4;
@@ -130,7 +155,7 @@ LSERVE_TARGET_AVX512_BF16 void ScoreCodes(const FoldedQuery* heads, const std::b
       for (int u = 0; u < kUnits; ++u) {
         const int64_t offset = (first + u) * unit_bytes + int64_t{dim} * 4;
         line[u] = _mm512_loadu_si512(codes + offset);
-        _mm_prefetch(reinterpret_cast<const char*>(next + offset), _MM_HINT_T0);
+        Prefetch(next + offset);
       }
       for (int32_t quad = 0; quad < kSketchWordDims; quad += 4) {
         for (int u = 0; u < kUnits; ++u) {
@@ -138,9 +163,9 @@ LSERVE_TARGET_AVX512_BF16 void ScoreCodes(const FoldedQuery* heads, const std::b
           line[u] = _mm512_srli_epi16(line[u], 2);
           for (int g = 0; g < kHeads; ++g) {
             high[u][g] =
-                _mm512_dpbusd_epi32(high[u][g], code, BroadcastDword(heads[g].high + dim + quad));
+                _mm512_dpbusd_epi32(high[u][g], code, BroadcastDword(heads.high[g] + dim + quad));
             low[u][g] =
-                _mm512_dpbusd_epi32(low[u][g], code, BroadcastDword(heads[g].low + dim + quad));
+                _mm512_dpbusd_epi32(low[u][g], code, BroadcastDword(heads.low[g] + dim + quad));
           }
         }
       }
@@ -148,40 +173,43 @@ LSERVE_TARGET_AVX512_BF16 void ScoreCodes(const FoldedQuery* heads, const std::b
     for (int u = 0; u < kUnits; ++u) {
       for (int g = 0; g < kHeads; ++g) {
         const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high[u][g], 8), low[u][g]);
-        const __m512 score = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(heads[g].step),
-                                             _mm512_set1_ps(heads[g].shared));
+        const __m512 score = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(heads.step),
+                                             _mm512_set1_ps(heads.shared[g]));
         best[first + u] = _mm512_max_ps(score, best[first + u]);  // a NaN score yields `best`
       }
     }
   }
 }
 
-LSERVE_TARGET_AVX512_BF16 void Sketch(const PageScoreRun& run) {
-  constexpr int32_t kMostHeads = 4;
+template <int kHeads>
+LSERVE_TARGET_AVX512_BF16 void ScoreHeads(const PageScoreRun& run, int32_t first_head,
+                                          const std::byte* sketch, const std::byte* next,
+                                          FoldedQueries* folded, __m512 best[4]) {
   const int32_t padded = run.padded_head_dim;
   const int64_t box_bytes = int64_t{padded} * 4;
-  FoldedQuery folded[kMostHeads];
+  FoldBox<kHeads>(run.queries + first_head * padded, sketch, next, padded, run.weights, folded);
+  ScoreCodes<kHeads>(*folded, sketch + box_bytes, next + box_bytes, padded, best);
+}
+
+LSERVE_TARGET_AVX512_BF16 void Sketch(const PageScoreRun& run) {
+  FoldedQueries folded;
   for (int32_t page = 0; page < run.pages; ++page) {
     const std::byte* sketch = run.stats[page];
-    const std::byte* codes = sketch + box_bytes;
-    const std::byte* next = run.stats[page + 1 < run.pages ? page + 1 : page] + box_bytes;
+    const std::byte* next = run.stats[page + kAhead < run.pages ? page + kAhead : page];
     __m512 best[4];
     for (__m512& unit : best) {
       unit = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
     }
     for (int32_t g = 0; g < run.group;) {
       const int32_t left = run.group - g;
-      const int32_t heads = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-      for (int32_t h = 0; h < heads; ++h) {
-        FoldBox(run.queries + (g + h) * padded, sketch, padded, run.weights, folded + h);
-      }
-      const auto score = heads == 4 ? ScoreCodes<4> : heads == 2 ? ScoreCodes<2> : ScoreCodes<1>;
-      score(folded, codes, next, padded, best);
+      const int32_t heads = left >= kMostHeads ? kMostHeads : left >= 2 ? 2 : 1;
+      const auto score = heads == kMostHeads ? ScoreHeads<kMostHeads>
+                         : heads == 2        ? ScoreHeads<2>
+                                             : ScoreHeads<1>;
+      score(run, g, sketch, next, &folded, best);
       g += heads;
     }
-    for (int u = 0; u < 4; ++u) {
-      run.scores[page * 4 + u] = _mm512_reduce_max_ps(best[u]) * run.scale;
-    }
+    _mm_storeu_ps(run.scores + page * 4, _mm_mul_ps(MaximaOfLanes(best), _mm_set1_ps(run.scale)));
   }
 }
 

@@ -1,0 +1,80 @@
+#include "model/forward_pass.h"
+
+#include <utility>
+
+namespace lserve {
+namespace {
+
+const void* OrNull(const Buffer& buffer) { return buffer.bytes() > 0 ? buffer.data() : nullptr; }
+
+}  // namespace
+
+Status ForwardPass::Allocate(const BatchView& batch) {
+  batch_ = batch;
+  const ModelConfig& config = weights_.config;
+  const int64_t bytes = DTypeBytes(dtype());
+  const int64_t rows = int64_t{batch.max_rows} + kRowSlack;
+  const int64_t q_width = config.num_q_heads * config.head_dim;
+  const int64_t qkv_width = q_width + 2 * config.num_kv_heads * config.head_dim;
+  const std::pair<Buffer*, int64_t> wanted[] = {
+      {&residual_, rows * config.hidden_size * bytes},
+      {&normed_, rows * config.hidden_size * bytes},
+      {&qkv_, rows * qkv_width * bytes},
+      {&q_, rows * q_width * bytes},
+      {&attended_, rows * q_width * bytes},
+      {&intermediate_, rows * config.intermediate_size * bytes},
+      {&angles_, rows * config.head_dim * 4},
+      {&logits_, (int64_t{batch.max_logit_rows} + kRowSlack) * config.vocab_size * 4},
+  };
+  for (const auto& [buffer, size] : wanted) {
+    ASSIGN_OR_RETURN(*buffer, backend_.Allocate(size));
+  }
+  return OkStatus();
+}
+
+AddRmsNormParams ForwardPass::Norm(RowSet rows, const Buffer& weight) const {
+  return AddRmsNormParams{.batch = batch_,
+                          .rows = rows,
+                          .residual = residual_.data(),
+                          .addend = nullptr,
+                          .weight = weight.data(),
+                          .output = normed_.data(),
+                          .dtype = dtype(),
+                          .hidden = hidden(),
+                          .epsilon = weights_.config.rms_norm_eps};
+}
+
+LinearParams ForwardPass::Linear(const PackedLinear& weight, const Buffer& input,
+                                 const Buffer& output, Epilogue epilogue) const {
+  return LinearParams{.batch = batch_,
+                      .rows = RowSet::kBatch,
+                      .weight = &weight,
+                      .input = input.data(),
+                      .output = output.data(),
+                      .bias = nullptr,
+                      .dtype = dtype(),
+                      .output_dtype = dtype(),
+                      .epilogue = epilogue,
+                      .workspace = workspace_.data()};
+}
+
+RopeAppendParams ForwardPass::RopeAppend(const LayerWeights& weights,
+                                         const RetrievalLane& retrieval,
+                                         const StreamingLane& streaming) const {
+  return RopeAppendParams{.batch = batch_,
+                          .qkv = qkv_.data(),
+                          .bias = OrNull(weights.qkv_bias),
+                          .q_norm = OrNull(weights.q_norm),
+                          .k_norm = OrNull(weights.k_norm),
+                          .angles = angles_.As<float>(),
+                          .q = q_.data(),
+                          .retrieval = retrieval,
+                          .streaming = streaming,
+                          .dtype = dtype(),
+                          .q_heads = q_heads(),
+                          .kv_heads = static_cast<int32_t>(weights_.config.num_kv_heads),
+                          .head_dim = static_cast<int32_t>(weights_.config.head_dim),
+                          .norm_epsilon = weights_.config.rms_norm_eps};
+}
+
+}  // namespace lserve
