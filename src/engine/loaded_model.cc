@@ -77,9 +77,11 @@ Result<AttentionMode> LoadedModel::Mode(const std::string& attention) const {
   mode.sink_tokens = static_cast<int32_t>(settings.sink_tokens);
   mode.local_tokens = static_cast<int32_t>(settings.local_tokens);
   mode.score = settings.page_score == "sketch" ? PageScore::kSketch : PageScore::kMinMax;
+  ASSIGN_OR_RETURN(const Reuse reuse, ParseReuse(settings.reuse_interval));
   mode.policy = SelectionPolicy{.token_budget = static_cast<int32_t>(settings.token_budget),
                                 .unit_tokens = static_cast<int32_t>(settings.selection_unit),
-                                .reuse_interval = static_cast<int32_t>(settings.reuse_interval)};
+                                .reuse_interval = reuse.interval,
+                                .reuse_distance = reuse.distance};
   RETURN_IF_ERROR(Validate(mode));
   return mode;
 }
@@ -90,6 +92,7 @@ Result<RunnerOptions> LoadedModel::Options() const {
       settings.max_model_len == 0 ? config.context_length : settings.max_model_len;
   options.max_num_seqs = static_cast<int32_t>(settings.max_num_seqs);
   options.max_batched_tokens = static_cast<int32_t>(settings.max_num_batched_tokens);
+  options.audit_rate = settings.audit_rate;
   options.kv_cache_bytes = static_cast<int64_t>(settings.kv_cache_gib * 1024.0 * 1024.0 * 1024.0);
   if (options.kv_cache_bytes == 0) {
     // Full contexts for every slot, unless that is more than a share of the memory that is free;
