@@ -13,6 +13,9 @@ namespace lserve {
 // Gates in [0, 1], [layers][kv_heads]: how much a head retrieves.
 using HeadGates = std::vector<std::vector<double>>;
 
+// Which KV heads stream, by the checkpoint's number layer * kv_heads + head.
+using HeadSet = std::vector<bool>;
+
 class HeadPlan {
  public:
   // Every head retrieves.
