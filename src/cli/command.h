@@ -24,12 +24,14 @@ RegisteredCommand RegisterGenerate(CLI::App& program);
 RegisteredCommand RegisterEval(CLI::App& program);
 RegisteredCommand RegisterBench(CLI::App& program);
 RegisteredCommand RegisterInspect(CLI::App& program);
+RegisteredCommand RegisterCalibrate(CLI::App& program);
 
 // MODEL and every flag of Settings.
 void AddModelAndSettings(CLI::App& app, std::string* model, Settings* settings);
 
 // Opens the model and packs its weights, with a progress line on a terminal.
-Result<LoadedModel> LoadModelForCommand(const std::string& path, const Settings& settings);
+Result<LoadedModel> LoadModelForCommand(const std::string& path, const Settings& settings,
+                                        PlanChoice choice = PlanChoice::kSettings);
 
 // A line on standard error that shows how far something is; nothing unless that is a terminal.
 class ProgressLine {

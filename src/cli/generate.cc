@@ -123,7 +123,7 @@ Status Generate(GenerateArguments& arguments) {
         static_cast<double>(stats.kv_bytes) / (1024.0 * 1024.0), FinishReasonName(last.finish));
   }
   OrderedJson result;
-  result["settings"] = arguments.settings.ToJson();
+  result["settings"] = model.settings.ToJson();
   result["commit"] = BuildCommit();
   result["answer"] = answer;
   result["finish_reason"] = FinishReasonName(last.finish);

@@ -1,0 +1,110 @@
+#include "eval/calibration_documents.h"
+
+#include <algorithm>
+#include <array>
+#include <ctime>
+#include <string>
+#include <utility>
+
+#include "eval/facts.h"
+#include "eval/random_stream.h"
+
+namespace lserve {
+namespace {
+
+constexpr std::array kKinds = {FactKind::kCode, FactKind::kPerson, FactKind::kChain,
+                               FactKind::kPair, FactKind::kMulti};
+constexpr int64_t kMaxFacts = 96;
+constexpr int64_t kMinQuestions = 4;
+constexpr int64_t kMaxQuestions = 12;
+// Tokens that merges across the bounds of document and question may add.
+constexpr int64_t kSlackTokens = 8;
+
+// The chat's tokens. A template that prints the date prints this one, so that a seed gives the same
+// tokens on every day.
+Result<std::vector<int32_t>> EncodeTurns(const Tokenizer& tokenizer,
+                                         const ChatTemplate& chat_template,
+                                         const std::vector<ChatMessage>& messages,
+                                         bool add_generation_prompt) {
+  std::tm date{};
+  date.tm_year = 126;  // 1 January 2026
+  date.tm_mday = 1;
+  date.tm_wday = 4;
+  ASSIGN_OR_RETURN(const std::vector<TextRun> runs,
+                   chat_template.Render(messages, add_generation_prompt, &date));
+  return tokenizer.EncodeRuns(runs);
+}
+
+// The chat about `document`, answers as targets.
+Result<ScoredDocument> EncodeChat(const Tokenizer& tokenizer, const ChatTemplate& chat_template,
+                                  const std::string& document, std::span<const Fact> asked) {
+  ScoredDocument scored;
+  std::vector<ChatMessage> messages;
+  for (const Fact& fact : asked) {
+    messages.push_back(
+        {"user", messages.empty() ? document + "\n\n" + fact.question : fact.question});
+    ASSIGN_OR_RETURN(const std::vector<int32_t> prompt,
+                     EncodeTurns(tokenizer, chat_template, messages, true));
+    messages.push_back({"assistant", fact.answer});
+    ASSIGN_OR_RETURN(std::vector<int32_t> tokens,
+                     EncodeTurns(tokenizer, chat_template, messages, false));
+    const auto begins_with = [&](const std::vector<int32_t>& prefix) {
+      return prefix.size() < tokens.size() &&
+             std::equal(prefix.begin(), prefix.end(), tokens.begin());
+    };
+    if (!begins_with(prompt) || !begins_with(scored.tokens)) {
+      return FailedPrecondition(
+          "the chat template does not keep what came before an answer, so answers in a chat "
+          "cannot be scored");
+    }
+    for (size_t i = prompt.size(); i < tokens.size(); ++i) {
+      scored.targets.push_back(static_cast<int32_t>(i));
+    }
+    scored.tokens = std::move(tokens);
+  }
+  return scored;
+}
+
+}  // namespace
+
+Result<ScoredDocument> MakeCalibrationDocument(const Tokenizer& tokenizer,
+                                               const ChatTemplate& chat_template, int64_t length,
+                                               uint64_t seed, int64_t index) {
+  if (length < kLeastCalibrationTokens) {
+    return InvalidArgument("documents of {} tokens are too short: at least {}", length,
+                           kLeastCalibrationTokens);
+  }
+  const uint64_t own_seed = DeriveSeed(seed, static_cast<uint64_t>(index));
+  RandomStream random(DeriveSeed(own_seed, 0));
+  FactSource source(DeriveSeed(own_seed, 1));
+  const FactKind kind = kKinds[static_cast<size_t>(index) % kKinds.size()];
+  const int64_t fewest = std::min(kMaxFacts, length / 256);
+  const int64_t most = std::min(kMaxFacts, length / 64);
+  std::vector<Fact> facts;
+  for (int64_t left = fewest + random.Below(most - fewest + 1); left > 0; --left) {
+    facts.push_back(source.Draw(kind));
+  }
+  int64_t questions = kMinQuestions + random.Below(kMaxQuestions - kMinQuestions + 1);
+  const TokenCounter count_tokens = [&](std::string_view text) {
+    return std::ssize(tokenizer.Encode(text));
+  };
+  // Facts are drawn in random order and stand at random depths, so the first ones are as good as
+  // any to ask for. Few tokens hold fewer of them.
+  while (true) {
+    questions = std::min(questions, std::ssize(facts));
+    const std::span<const Fact> asked(facts.data(), static_cast<size_t>(questions));
+    ASSIGN_OR_RETURN(const ScoredDocument turns, EncodeChat(tokenizer, chat_template, "", asked));
+    const int64_t room = length - std::ssize(turns.tokens) - kSlackTokens;
+    const Result<std::string> text =
+        MakeFactDocument(facts, room, DeriveSeed(own_seed, 2), count_tokens);
+    if (text.ok()) {
+      return EncodeChat(tokenizer, chat_template, *text, asked);
+    }
+    if (facts.size() == 1) {
+      return text.status();
+    }
+    facts.resize(facts.size() / 2);
+  }
+}
+
+}  // namespace lserve
