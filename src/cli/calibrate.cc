@@ -51,6 +51,7 @@ Status RunCalibrate(CalibrateArguments& arguments) {
     return InvalidArgument("--head-plan {}: calibrate makes a head plan and reads none",
                            arguments.settings.head_plan);
   }
+  RETURN_IF_ERROR(Validate(arguments.options));
   const std::string output = arguments.output.empty()
                                  ? JoinPath(arguments.model, "full_attention_heads.tsv")
                                  : arguments.output;

@@ -27,7 +27,7 @@ enum class PlanChoice {
 
 struct LoadedModel {
   std::string path;
-  std::string name;  // the folder's name
+  std::string name;   // the folder's name
   Settings settings;  // as given, the window of the head plan filled in
   ModelConfig config;
   std::unique_ptr<Backend> backend;  // outlives weights and runners

@@ -12,6 +12,7 @@
 #include "base/build_info.h"
 #include "engine/offline.h"
 #include "eval/calibration_documents.h"
+#include "eval/document_losses.h"
 #include "eval/random_stream.h"
 #include "model/head_ablation.h"
 #include "sparse/head_ranking.h"
@@ -23,103 +24,12 @@ namespace {
 constexpr double kRankingShare = 0.5;
 constexpr double kCurveShare = 0.4;
 
-constexpr double kJointTolerance = 1e-3;          // nats, of RankHeads
+constexpr double kJointTolerance = 1e-3;  // nats, of RankHeads
+constexpr int64_t kMaxSamples = 10000;
+constexpr int64_t kMaxLength = 1 << 17;
 constexpr int64_t kMaxCurveSteps = 32;            // shares beside 0; all of them in a small model
 constexpr int64_t kRowsSideBySide = 1 << 15;      // of all variants of a document that run together
 constexpr uint64_t kHeldOut = uint64_t{1} << 62;  // the label of their seed
-
-Status Validate(const CalibrationOptions& options, const ModelConfig& config) {
-  if (options.samples < 1 || options.samples > 10000) {
-    return InvalidArgument("--samples {} is outside 1 to 10000", options.samples);
-  }
-  const int64_t longest = std::min<int64_t>(config.context_length, 1 << 17);
-  if (options.length < kLeastCalibrationTokens || options.length > longest) {
-    return InvalidArgument("--length {} is outside {} to {}", options.length,
-                           kLeastCalibrationTokens, longest);
-  }
-  if (!std::isfinite(options.max_loss_increase) || options.max_loss_increase < 0) {
-    return InvalidArgument("--max-loss-increase {} is not a number of nats from 0",
-                           options.max_loss_increase);
-  }
-  return OkStatus();
-}
-
-// "0010..." by head number: what a set is called in partial results.
-std::string Bits(const HeadSet& streams) {
-  std::string bits;
-  for (const bool streaming : streams) {
-    bits += streaming ? '1' : '0';
-  }
-  return bits;
-}
-
-// One set of documents and the losses measured on them.
-class DocumentLosses {
- public:
-  // `name` tells the documents of one set from another's in `partial`.
-  DocumentLosses(std::string name, std::vector<ScoredDocument> documents, PartialResults& partial)
-      : name_(std::move(name)), documents_(std::move(documents)), partial_(partial) {
-    for (const ScoredDocument& document : documents_) {
-      targets_ += std::ssize(document.targets);
-    }
-  }
-
-  const std::vector<ScoredDocument>& documents() const { return documents_; }
-  int64_t targets() const { return targets_; }
-
-  // Mean losses of an answer token under the base and each variant, measured where `partial` does
-  // not have them. `measured` hears of the share of the documents that is done.
-  Result<std::vector<double>> Mean(HeadAblation& ablation, const HeadSet& base,
-                                   std::span<const HeadSet> variants,
-                                   const std::function<void(double)>& measured) {
-    std::vector<double> sums(variants.size() + 1, 0.0);
-    for (size_t d = 0; d < documents_.size(); ++d) {
-      RETURN_IF_ERROR(AddLosses(d, ablation, base, variants, &sums));
-      measured(static_cast<double>(d + 1) / static_cast<double>(documents_.size()));
-    }
-    for (double& sum : sums) {
-      sum /= static_cast<double>(targets_);
-    }
-    return sums;
-  }
-
- private:
-  std::optional<double> Known(size_t document, const HeadSet& streams) const {
-    const Json* loss = partial_.Find(name_, Id(document, streams));
-    return loss != nullptr && loss->is_number() ? std::optional(loss->get<double>()) : std::nullopt;
-  }
-  static std::string Id(size_t document, const HeadSet& streams) {
-    return fmt::format("{} {}", document, Bits(streams));
-  }
-
-  Status AddLosses(size_t d, HeadAblation& ablation, const HeadSet& base,
-                   std::span<const HeadSet> variants, std::vector<double>* sums) {
-    std::vector<HeadSet> missing;
-    for (const HeadSet& variant : variants) {
-      if (!Known(d, variant).has_value()) {
-        missing.push_back(variant);
-      }
-    }
-    if (!missing.empty() || !Known(d, base).has_value()) {
-      ASSIGN_OR_RETURN(const std::vector<double> losses,
-                       ablation.Losses(documents_[d], base, missing));
-      partial_.Write(name_, Id(d, base), losses[0]);
-      for (size_t i = 0; i < missing.size(); ++i) {
-        partial_.Write(name_, Id(d, missing[i]), losses[i + 1]);
-      }
-    }
-    (*sums)[0] += Known(d, base).value();
-    for (size_t i = 0; i < variants.size(); ++i) {
-      (*sums)[i + 1] += Known(d, variants[i]).value();
-    }
-    return OkStatus();
-  }
-
-  const std::string name_;
-  const std::vector<ScoredDocument> documents_;
-  PartialResults& partial_;
-  int64_t targets_ = 0;
-};
 
 // The loss when the `heads` first heads of the ranking stream.
 struct CurvePoint {
@@ -139,10 +49,10 @@ class Calibrator {
         kv_heads_(static_cast<int32_t>(model_.config.num_kv_heads)) {}
 
   Result<Calibration> Run(PartialResults& partial) {
+    RETURN_IF_ERROR(MakeAblation());
     ASSIGN_OR_RETURN(DocumentLosses ranking_losses, Documents("ranking", options_.seed, partial));
     ASSIGN_OR_RETURN(DocumentLosses held_out_losses,
                      Documents("held out", DeriveSeed(options_.seed, kHeldOut), partial));
-    RETURN_IF_ERROR(MakeAblation());
     ASSIGN_OR_RETURN(const HeadRanking ranking, Rank(ranking_losses));
     ASSIGN_OR_RETURN(std::vector<CurvePoint> curve, Curve(ranking, held_out_losses));
     Calibration result;
@@ -158,8 +68,7 @@ class Calibrator {
   double Share(int64_t streaming) const {
     return static_cast<double>(streaming) / static_cast<double>(heads());
   }
-  Result<DocumentLosses> Documents(const std::string& name, uint64_t seed,
-                                   PartialResults& partial) const;
+  Result<DocumentLosses> Documents(const std::string& name, uint64_t seed, PartialResults& partial);
   Status MakeAblation();
   Result<HeadRanking> Rank(DocumentLosses& losses);
   Result<std::vector<CurvePoint>> Curve(const HeadRanking& ranking, DocumentLosses& losses);
@@ -182,7 +91,8 @@ class Calibrator {
 };
 
 Result<DocumentLosses> Calibrator::Documents(const std::string& name, uint64_t seed,
-                                             PartialResults& partial) const {
+                                             PartialResults& partial) {
+  progress_(0, name + " documents");
   std::vector<ScoredDocument> documents;
   for (int64_t i = 0; i < options_.samples; ++i) {
     ASSIGN_OR_RETURN(ScoredDocument document,
@@ -190,7 +100,8 @@ Result<DocumentLosses> Calibrator::Documents(const std::string& name, uint64_t s
                                              options_.length, seed, i));
     documents.push_back(std::move(document));
   }
-  return DocumentLosses(name, std::move(documents), partial);
+  return DocumentLosses::Make(name, documents, *ablation_,
+                              HeadSet(static_cast<size_t>(heads()), false), partial);
 }
 
 Status Calibrator::MakeAblation() {
@@ -327,8 +238,8 @@ OrderedJson Calibrator::Report(const HeadRanking& ranking, const DocumentLosses&
   report["device"] = {{"backend", model_.backend->name()},
                       {"name", model_.backend->facts().name},
                       {"instructions", model_.backend->facts().instructions}};
-  report["answer_tokens"] = {{"ranking", ranking_losses.targets()},
-                             {"held_out", held_out_losses.targets()}};
+  report["ranking"] = ranking_losses.Counts();
+  report["held_out"] = held_out_losses.Counts();
   report["dense_loss"] = {{"ranking", dense_loss_}, {"held_out", curve[0].loss}};
   report["largest_share"] = result.largest_share;
   for (const CurvePoint& point : curve) {
@@ -365,9 +276,28 @@ OrderedJson CalibrationOptions::ToJson() const {
           {"joint_tolerance", kJointTolerance}};
 }
 
+Status Validate(const CalibrationOptions& options) {
+  if (options.samples < 1 || options.samples > kMaxSamples) {
+    return InvalidArgument("--samples {} is outside 1 to {}", options.samples, kMaxSamples);
+  }
+  if (options.length < kLeastCalibrationTokens || options.length > kMaxLength) {
+    return InvalidArgument("--length {} is outside {} to {}", options.length,
+                           kLeastCalibrationTokens, kMaxLength);
+  }
+  if (!std::isfinite(options.max_loss_increase) || options.max_loss_increase < 0) {
+    return InvalidArgument("--max-loss-increase {} is not a number of nats from 0",
+                           options.max_loss_increase);
+  }
+  return OkStatus();
+}
+
 Result<Calibration> Calibrate(LoadedModel model, const CalibrationOptions& options,
                               PartialResults& partial, const CalibrationProgress& progress) {
-  RETURN_IF_ERROR(Validate(options, model.config));
+  RETURN_IF_ERROR(Validate(options));
+  if (options.length > model.config.context_length) {
+    return InvalidArgument("--length {} is longer than {}, the model's context", options.length,
+                           model.config.context_length);
+  }
   if (!model.chat_template.has_value()) {
     return FailedPrecondition("{} has no chat template, and calibration asks questions in a chat",
                               model.path);

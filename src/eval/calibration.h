@@ -22,6 +22,8 @@ struct CalibrationOptions {
 
   OrderedJson ToJson() const;
 };
+// Ranges that do not depend on the model. Errors: kInvalidArgument, naming flag and value.
+Status Validate(const CalibrationOptions& options);
 
 struct Calibration {
   HeadGates gates;
@@ -36,7 +38,7 @@ using CalibrationProgress = std::function<void(double, const std::string&)>;
 // The model is consumed: the losses of exact streaming need its weights packed in another order.
 // `partial` holds the losses measured so far, so that the same call goes on where it stopped.
 // Errors: kInvalidArgument (an option out of range, named), kFailedPrecondition (no chat template),
-// those of the model.
+// those of Losses and of the runner.
 Result<Calibration> Calibrate(LoadedModel model, const CalibrationOptions& options,
                               PartialResults& partial, const CalibrationProgress& progress);
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <ctime>
+#include <numbers>
 #include <string>
 #include <utility>
 
@@ -15,7 +16,6 @@ namespace {
 constexpr std::array kKinds = {FactKind::kCode, FactKind::kPerson, FactKind::kChain,
                                FactKind::kPair, FactKind::kMulti};
 constexpr int64_t kMaxFacts = 96;
-constexpr int64_t kMinQuestions = 4;
 constexpr int64_t kMaxQuestions = 12;
 // Tokens that merges across the bounds of document and question may add.
 constexpr int64_t kSlackTokens = 8;
@@ -84,14 +84,13 @@ Result<ScoredDocument> MakeCalibrationDocument(const Tokenizer& tokenizer,
   for (int64_t left = fewest + random.Below(most - fewest + 1); left > 0; --left) {
     facts.push_back(source.Draw(kind));
   }
-  int64_t questions = kMinQuestions + random.Below(kMaxQuestions - kMinQuestions + 1);
   const TokenCounter count_tokens = [&](std::string_view text) {
     return std::ssize(tokenizer.Encode(text));
   };
   // Facts are drawn in random order and stand at random depths, so the first ones are as good as
   // any to ask for. Few tokens hold fewer of them.
   while (true) {
-    questions = std::min(questions, std::ssize(facts));
+    const int64_t questions = std::min(kMaxQuestions, std::ssize(facts));
     const std::span<const Fact> asked(facts.data(), static_cast<size_t>(questions));
     ASSIGN_OR_RETURN(const ScoredDocument turns, EncodeChat(tokenizer, chat_template, "", asked));
     const int64_t room = length - std::ssize(turns.tokens) - kSlackTokens;
@@ -105,6 +104,28 @@ Result<ScoredDocument> MakeCalibrationDocument(const Tokenizer& tokenizer,
     }
     facts.resize(facts.size() / 2);
   }
+}
+
+AnswerCount KeepGivenAnswers(const std::vector<double>& losses, ScoredDocument* document) {
+  const std::vector<int32_t> targets = std::move(document->targets);
+  CHECK_EQ(losses.size(), targets.size());
+  document->targets.clear();
+  AnswerCount count;
+  for (size_t begin = 0, end = 0; begin < targets.size(); begin = end) {
+    bool given = true;
+    for (end = begin;
+         end == begin || (end < targets.size() && targets[end] == targets[end - 1] + 1); ++end) {
+      given = given && losses[end] <= std::numbers::ln2;
+    }
+    ++count.asked;
+    if (given) {
+      ++count.given;
+      document->targets.insert(document->targets.end(),
+                               targets.begin() + static_cast<std::ptrdiff_t>(begin),
+                               targets.begin() + static_cast<std::ptrdiff_t>(end));
+    }
+  }
+  return count;
 }
 
 }  // namespace lserve

@@ -161,9 +161,9 @@ void HeadAblation::VisitLayer(size_t layer, Visitor&& visit) const {
   forward_.VisitLayer(layer, retrieval, streaming, attend, visit);
 }
 
-Result<std::vector<double>> HeadAblation::Losses(const ScoredDocument& document,
-                                                 const HeadSet& base,
-                                                 std::span<const HeadSet> variants) {
+Result<std::vector<std::vector<double>>> HeadAblation::Losses(const ScoredDocument& document,
+                                                              const HeadSet& base,
+                                                              std::span<const HeadSet> variants) {
   const auto heads = static_cast<size_t>(weights_->config.num_kv_heads);
   const size_t layers = weights_->layers.size();
   if (document.targets.empty()) {
@@ -191,14 +191,14 @@ Result<std::vector<double>> HeadAblation::Losses(const ScoredDocument& document,
   const auto slots = std::clamp(static_cast<int32_t>(branches.size()), 1, options_.max_variants);
   LoadDocument(document, slots);
   RunTrunk({&base, 0, 0});
-  ASSIGN_OR_RETURN(const double base_loss, SlotLoss(document, 0));
-  std::vector<double> losses(variants.size() + 1, base_loss);
+  ASSIGN_OR_RETURN(const std::vector<double> base_losses, SlotLosses(document, 0));
+  std::vector<std::vector<double>> losses(variants.size() + 1, base_losses);
   for (size_t first = 0; first < branches.size(); first += static_cast<size_t>(slots)) {
     const size_t size = std::min(branches.size() - first, static_cast<size_t>(slots));
     const auto group = std::span<const Branch>(branches).subspan(first, size);
     RunBranches(group);
     for (size_t slot = 0; slot < size; ++slot) {
-      ASSIGN_OR_RETURN(losses[group[slot].index], SlotLoss(document, static_cast<int32_t>(slot)));
+      ASSIGN_OR_RETURN(losses[group[slot].index], SlotLosses(document, static_cast<int32_t>(slot)));
     }
   }
   return losses;
@@ -295,12 +295,12 @@ void HeadAblation::CopyResiduals(const Buffer& destination, const Buffer& source
                                                 .page_bytes = rows_ * row_bytes});
 }
 
-Result<double> HeadAblation::SlotLoss(const ScoredDocument& document, int32_t slot) {
+Result<std::vector<double>> HeadAblation::SlotLosses(const ScoredDocument& document, int32_t slot) {
   const std::span<const int32_t> targets(document.targets);
   const auto width = static_cast<size_t>(weights_->config.vocab_size);
   const auto most = static_cast<size_t>(forward_.batch().max_logit_rows);
   std::vector<float> logits;
-  double loss = 0;
+  std::vector<double> losses;
   for (size_t first = 0; first < targets.size(); first += most) {
     const auto part = targets.subspan(first, std::min(most, targets.size() - first));
     std::vector<int32_t> rows;
@@ -314,11 +314,11 @@ Result<double> HeadAblation::SlotLoss(const ScoredDocument& document, int32_t sl
     backend_.CopyToHost(logits.data(), forward_.logits().data(), std::ssize(logits) * 4, *stream_);
     RETURN_IF_ERROR(stream_->Synchronize());
     for (size_t i = 0; i < part.size(); ++i) {
-      loss += NegativeLogLikelihood(std::span(logits).subspan(i * width, width),
-                                    document.tokens[static_cast<size_t>(part[i])]);
+      losses.push_back(NegativeLogLikelihood(std::span(logits).subspan(i * width, width),
+                                             document.tokens[static_cast<size_t>(part[i])]));
     }
   }
-  return loss;
+  return losses;
 }
 
 }  // namespace lserve

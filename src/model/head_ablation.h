@@ -48,11 +48,12 @@ class HeadAblation {
                                                     std::shared_ptr<const ModelWeights> weights,
                                                     const AblationOptions& options);
 
-  // The negative log-likelihood of the document's targets given the tokens before each, summed, in
-  // nats: for `base`, then for each variant. Errors: kInvalidArgument (the document has no target
-  // or is longer than max_tokens), kInternal (the device failed).
-  Result<std::vector<double>> Losses(const ScoredDocument& document, const HeadSet& base,
-                                     std::span<const HeadSet> variants);
+  // The negative log-likelihood in nats of each of the document's targets given the tokens before
+  // it: for `base`, then for each variant. Errors: kInvalidArgument (the document has no target or
+  // is longer than max_tokens), kInternal (the device failed).
+  Result<std::vector<std::vector<double>>> Losses(const ScoredDocument& document,
+                                                  const HeadSet& base,
+                                                  std::span<const HeadSet> variants);
 
  private:
   // A variant on its way through the layers: it joins the batch at the first layer in which it
@@ -60,7 +61,7 @@ class HeadAblation {
   struct Branch {
     const HeadSet* streams;
     size_t join;
-    size_t index;  // of its loss
+    size_t index;  // of its losses
   };
 
   HeadAblation(Backend& backend, std::shared_ptr<const ModelWeights> weights,
@@ -82,7 +83,7 @@ class HeadAblation {
   // Copies the document's residual streams: place to[i] of `destination` = from[i] of `source`.
   void CopyResiduals(const Buffer& destination, const Buffer& source,
                      const std::vector<int32_t>& from, const std::vector<int32_t>& to);
-  Result<double> SlotLoss(const ScoredDocument& document, int32_t slot);
+  Result<std::vector<double>> SlotLosses(const ScoredDocument& document, int32_t slot);
   template <typename T>
   void Upload(const Buffer& buffer, const std::vector<T>& host);
 

@@ -123,6 +123,16 @@ expect 'plan of another shape' 'line 1 has 2 gates' generate "$work/model"
 broken; printf '0\t1\t0\tx\n' >"$work/model/full_attention_heads.tsv"
 expect 'plan is no number' '"x" is not a number' generate "$work/model"
 expect 'missing plan' 'no/plan' generate "$model" --head-plan /no/plan
+mkdir "$work/plan"
+expect 'plan folder without gates' 'plan is a folder without' generate "$model" --head-plan "$work/plan"
+cp "$model/full_attention_heads.tsv" "$work/plan"
+printf '{"sink_size": 128, "recent_size": "many"}' >"$work/plan/config.json"
+expect 'plan of a bad window' 'config.json: recent_size "many"' \
+  generate "$model" --head-plan "$work/plan"
+printf '{"sink_size": 128, "recent_size": 256}' >"$work/plan/config.json"
+sed -i 3d "$work/plan/full_attention_heads.tsv"
+expect 'plan of another model' '5 lines of gates, the model has 6 layers' \
+  generate "$model" --head-plan "$work/plan"
 
 # Flags.
 expect 'share above 1' 'streaming-share.*1.5' generate "$model" --streaming-share 1.5
@@ -166,6 +176,23 @@ expect 'missing questions' 'no/such' "$lserve" eval "$model" --qa /no/such
 # Benchmarks.
 expect 'length beyond context' 'lengths 100000' "$lserve" bench "$model" --lengths 100000
 expect 'no repetition' 'repeat 0' "$lserve" bench "$model" --repeat 0
+
+# Calibration.
+calibrate() { "$lserve" calibrate "$model" --output "$work/plan.tsv" "$@"; }
+expect 'no samples' 'samples 0' calibrate --samples 0
+expect 'documents too short' 'length 100 is outside' calibrate --length 100
+expect 'documents beyond context' 'length 100000 is longer' calibrate --length 100000
+expect 'bound is NaN' 'max-loss-increase nan' calibrate --max-loss-increase nan
+expect 'bound is negative' 'max-loss-increase -1' calibrate --max-loss-increase -1
+expect 'plan for a plan' 'head-plan.*reads none' calibrate --head-plan "$work/plan"
+expect 'plan is there' 'full_attention_heads.tsv is there already' "$lserve" calibrate "$model"
+expect 'no place for the plan' 'no/such/folder' calibrate --output /no/such/folder/plan.tsv
+printf '{"model":"another"}\n' >"$work/plan.tsv.rows.partial"
+expect 'resumed with other settings' 'other settings' calibrate --resume
+broken
+jq 'del(.chat_template)' "$model/tokenizer_config.json" >"$work/model/tokenizer_config.json"
+expect 'no chat template' 'no chat template' "$lserve" calibrate "$work/model" \
+  --output "$work/other.tsv"
 
 echo "$((cases - failed)) passed, $failed failed"
 [ "$failed" -eq 0 ]
