@@ -40,8 +40,7 @@ struct CurvePoint {
 
 class Calibrator {
  public:
-  Calibrator(LoadedModel model, const CalibrationOptions& options,
-             const CalibrationProgress& progress)
+  Calibrator(LoadedModel model, const CalibrationOptions& options, const EvalProgress& progress)
       : model_(std::move(model)),
         options_(options),
         progress_(progress),
@@ -83,7 +82,7 @@ class Calibrator {
 
   LoadedModel model_;
   const CalibrationOptions options_;
-  const CalibrationProgress& progress_;
+  const EvalProgress& progress_;
   const int32_t layers_;
   const int32_t kv_heads_;
   std::unique_ptr<HeadAblation> ablation_;
@@ -96,8 +95,7 @@ Result<DocumentLosses> Calibrator::Documents(const std::string& name, uint64_t s
   std::vector<ScoredDocument> documents;
   for (int64_t i = 0; i < options_.samples; ++i) {
     ASSIGN_OR_RETURN(ScoredDocument document,
-                     MakeCalibrationDocument(*model_.tokenizer, *model_.chat_template,
-                                             options_.length, seed, i));
+                     MakeCalibrationDocument(model_, options_.length, seed, i));
     documents.push_back(std::move(document));
   }
   return DocumentLosses::Make(name, documents, *ablation_,
@@ -292,15 +290,11 @@ Status Validate(const CalibrationOptions& options) {
 }
 
 Result<Calibration> Calibrate(LoadedModel model, const CalibrationOptions& options,
-                              PartialResults& partial, const CalibrationProgress& progress) {
+                              PartialResults& partial, const EvalProgress& progress) {
   RETURN_IF_ERROR(Validate(options));
   if (options.length > model.config.context_length) {
     return InvalidArgument("--length {} is longer than {}, the model's context", options.length,
                            model.config.context_length);
-  }
-  if (!model.chat_template.has_value()) {
-    return FailedPrecondition("{} has no chat template, and calibration asks questions in a chat",
-                              model.path);
   }
   return Calibrator(std::move(model), options, progress).Run(partial);
 }

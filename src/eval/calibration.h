@@ -3,13 +3,13 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <string>
 
 #include "base/json.h"
 #include "base/status.h"
 #include "engine/loaded_model.h"
 #include "eval/partial_results.h"
+#include "eval/runs.h"
 #include "sparse/head_plan.h"
 
 namespace lserve {
@@ -31,15 +31,13 @@ struct Calibration {
   OrderedJson report;        // docs/calibration.md
 };
 
-// How far it is, 0 to 1, and what it does.
-using CalibrationProgress = std::function<void(double, const std::string&)>;
-
 // Ranks the heads of a model that was opened with PlanChoice::kAllRetrieval and has its weights.
 // The model is consumed: the losses of exact streaming need its weights packed in another order.
 // `partial` holds the losses measured so far, so that the same call goes on where it stopped.
-// Errors: kInvalidArgument (an option out of range, named), kFailedPrecondition (no chat template),
+// Errors: kInvalidArgument (an option out of range, named), kFailedPrecondition (no usable chat
+// template, no answer given),
 // those of Losses and of the runner.
 Result<Calibration> Calibrate(LoadedModel model, const CalibrationOptions& options,
-                              PartialResults& partial, const CalibrationProgress& progress);
+                              PartialResults& partial, const EvalProgress& progress);
 
 }  // namespace lserve

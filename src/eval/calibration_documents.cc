@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <ctime>
 #include <numbers>
 #include <string>
 #include <utility>
 
 #include "eval/facts.h"
 #include "eval/random_stream.h"
+#include "eval/runs.h"
 
 namespace lserve {
 namespace {
@@ -20,34 +20,17 @@ constexpr int64_t kMaxQuestions = 12;
 // Tokens that merges across the bounds of document and question may add.
 constexpr int64_t kSlackTokens = 8;
 
-// The chat's tokens. A template that prints the date prints this one, so that a seed gives the same
-// tokens on every day.
-Result<std::vector<int32_t>> EncodeTurns(const Tokenizer& tokenizer,
-                                         const ChatTemplate& chat_template,
-                                         const std::vector<ChatMessage>& messages,
-                                         bool add_generation_prompt) {
-  std::tm date{};
-  date.tm_year = 126;  // 1 January 2026
-  date.tm_mday = 1;
-  date.tm_wday = 4;
-  ASSIGN_OR_RETURN(const std::vector<TextRun> runs,
-                   chat_template.Render(messages, add_generation_prompt, &date));
-  return tokenizer.EncodeRuns(runs);
-}
-
 // The chat about `document`, answers as targets.
-Result<ScoredDocument> EncodeChat(const Tokenizer& tokenizer, const ChatTemplate& chat_template,
-                                  const std::string& document, std::span<const Fact> asked) {
+Result<ScoredDocument> EncodeTurns(const LoadedModel& model, const std::string& document,
+                                   std::span<const Fact> asked) {
   ScoredDocument scored;
   std::vector<ChatMessage> messages;
   for (const Fact& fact : asked) {
     messages.push_back(
         {"user", messages.empty() ? document + "\n\n" + fact.question : fact.question});
-    ASSIGN_OR_RETURN(const std::vector<int32_t> prompt,
-                     EncodeTurns(tokenizer, chat_template, messages, true));
+    ASSIGN_OR_RETURN(const std::vector<int32_t> prompt, EncodeChat(model, messages));
     messages.push_back({"assistant", fact.answer});
-    ASSIGN_OR_RETURN(std::vector<int32_t> tokens,
-                     EncodeTurns(tokenizer, chat_template, messages, false));
+    ASSIGN_OR_RETURN(std::vector<int32_t> tokens, EncodeChat(model, messages, false));
     const auto begins_with = [&](const std::vector<int32_t>& prefix) {
       return prefix.size() < tokens.size() &&
              std::equal(prefix.begin(), prefix.end(), tokens.begin());
@@ -67,8 +50,7 @@ Result<ScoredDocument> EncodeChat(const Tokenizer& tokenizer, const ChatTemplate
 
 }  // namespace
 
-Result<ScoredDocument> MakeCalibrationDocument(const Tokenizer& tokenizer,
-                                               const ChatTemplate& chat_template, int64_t length,
+Result<ScoredDocument> MakeCalibrationDocument(const LoadedModel& model, int64_t length,
                                                uint64_t seed, int64_t index) {
   if (length < kLeastCalibrationTokens) {
     return InvalidArgument("documents of {} tokens are too short: at least {}", length,
@@ -84,20 +66,18 @@ Result<ScoredDocument> MakeCalibrationDocument(const Tokenizer& tokenizer,
   for (int64_t left = fewest + random.Below(most - fewest + 1); left > 0; --left) {
     facts.push_back(source.Draw(kind));
   }
-  const TokenCounter count_tokens = [&](std::string_view text) {
-    return std::ssize(tokenizer.Encode(text));
-  };
+  ASSIGN_OR_RETURN(const PromptMeasure measure, MeasureOf(model));
   // Facts are drawn in random order and stand at random depths, so the first ones are as good as
   // any to ask for. Few tokens hold fewer of them.
   while (true) {
     const int64_t questions = std::min(kMaxQuestions, std::ssize(facts));
     const std::span<const Fact> asked(facts.data(), static_cast<size_t>(questions));
-    ASSIGN_OR_RETURN(const ScoredDocument turns, EncodeChat(tokenizer, chat_template, "", asked));
+    ASSIGN_OR_RETURN(const ScoredDocument turns, EncodeTurns(model, "", asked));
     const int64_t room = length - std::ssize(turns.tokens) - kSlackTokens;
     const Result<std::string> text =
-        MakeFactDocument(facts, room, DeriveSeed(own_seed, 2), count_tokens);
+        MakeFactDocument(facts, room, DeriveSeed(own_seed, 2), measure.count_tokens);
     if (text.ok()) {
-      return EncodeChat(tokenizer, chat_template, *text, asked);
+      return EncodeTurns(model, *text, asked);
     }
     if (facts.size() == 1) {
       return text.status();

@@ -6,9 +6,8 @@
 #include <vector>
 
 #include "base/status.h"
+#include "engine/loaded_model.h"
 #include "model/head_ablation.h"
-#include "text/chat_template.h"
-#include "text/tokenizer.h"
 
 namespace lserve {
 
@@ -20,9 +19,8 @@ inline constexpr int64_t kLeastCalibrationTokens = 512;
 // document has that many facts; a fact for every 64 to 256 tokens. The kinds of facts take turns by
 // index, the facts of one document are of one kind and compete. The targets are the answers' tokens
 // and what ends their turns. Errors: kInvalidArgument (`length` is too short),
-// kFailedPrecondition (the template rewrites earlier turns), those of ChatTemplate::Render.
-Result<ScoredDocument> MakeCalibrationDocument(const Tokenizer& tokenizer,
-                                               const ChatTemplate& chat_template, int64_t length,
+// kFailedPrecondition (the template rewrites earlier turns), those of EncodeChat.
+Result<ScoredDocument> MakeCalibrationDocument(const LoadedModel& model, int64_t length,
                                                uint64_t seed, int64_t index);
 
 // Drops the targets of the answers that the model does not give: those with a token of a

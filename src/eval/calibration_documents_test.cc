@@ -15,14 +15,13 @@ const std::string kModel = std::string(LSERVE_SOURCE_DIR) + "/models/needle-7m";
 class CalibrationDocuments : public ::testing::Test {
  protected:
   Result<ScoredDocument> Make(int64_t length, uint64_t seed, int64_t index) const {
-    return MakeCalibrationDocument(*tokenizer_, template_, length, seed, index);
+    return MakeCalibrationDocument(model_, length, seed, index);
   }
   std::string Text(std::span<const int32_t> tokens) const {
-    return tokenizer_->Decode(tokens, false);
+    return model_.tokenizer->Decode(tokens, false);
   }
 
-  const std::unique_ptr<Tokenizer> tokenizer_ = Tokenizer::Load(kModel).value();
-  const ChatTemplate template_ = ChatTemplate::Load(kModel).value();
+  LoadedModel model_ = LoadedModel::Open(kModel, Settings{}).value();
 };
 
 TEST_F(CalibrationDocuments, FitTheirLengthAndFillMostOfIt) {
@@ -91,25 +90,13 @@ TEST_F(CalibrationDocuments, TooShortALengthIsRefused) {
 // A template that shows only the last turn, or that shows earlier answers in another form than they
 // were generated in: what came before an answer is then not what the model saw.
 TEST_F(CalibrationDocuments, TemplatesThatRewriteEarlierTurnsAreRefused) {
-  const ChatTemplate forgetful =
+  model_.chat_template =
       ChatTemplate::Parse("{{ messages[-1].content }}{% if add_generation_prompt %}>{% endif %}",
                           "<|begin_of_text|>", "<|eot_id|>")
           .value();
-  const Status status = MakeCalibrationDocument(*tokenizer_, forgetful, 600, 1, 0).status();
+  const Status status = Make(600, 1, 0).status();
   EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
   EXPECT_THAT(status.message(), HasSubstr("does not keep what came before"));
-}
-
-// Llama 3.1's template prints the day; a seed must give the same tokens tomorrow.
-TEST_F(CalibrationDocuments, DatesInATemplateAreFixed) {
-  const ChatTemplate dated =
-      ChatTemplate::Parse(
-          "{{ strftime_now('%d %b %Y') }}{% for m in messages %}|{{ m.content }}"
-          "{% endfor %}{% if add_generation_prompt %}|{% endif %}",
-          "<|begin_of_text|>", "<|eot_id|>")
-          .value();
-  const ScoredDocument document = MakeCalibrationDocument(*tokenizer_, dated, 600, 1, 0).value();
-  EXPECT_THAT(Text(document.tokens), HasSubstr("01 Jan 2026|"));
 }
 
 }  // namespace

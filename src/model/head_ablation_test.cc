@@ -132,7 +132,7 @@ TEST_P(HeadAblationTest, EarlierDocumentsLeaveNothing) {
 
 TEST_P(HeadAblationTest, DocumentWithinSinkAndWindowLosesNothing) {
   const ScoredDocument document = RandomDocument(193, {3, 100, 192});
-  const std::vector<double> losses =
+  const auto losses =
       Losses(document, Streaming({}), {Streaming({0, 1, 2, 3, 4, 5, 6, 7})}, 2, 64, 129);
   EXPECT_EQ(losses[1], losses[0]);
 }
