@@ -15,7 +15,7 @@
 namespace lserve {
 
 struct CalibrationOptions {
-  int64_t samples = 10;   // documents that rank, and as many others that the curve is of
+  int64_t samples = 8;    // documents that rank, and as many others that the curve is of
   int64_t length = 4096;  // tokens of a document, within the model's context
   uint64_t seed = 1;
   double max_loss_increase = 0.01;  // nats an answer token, for the largest share

@@ -178,7 +178,7 @@ expect 'length beyond context' 'lengths 100000' "$lserve" bench "$model" --lengt
 expect 'no repetition' 'repeat 0' "$lserve" bench "$model" --repeat 0
 
 # Calibration.
-calibrate() { "$lserve" calibrate "$model" --output "$work/plan.tsv" "$@"; }
+calibrate() { "$lserve" calibrate "$model" "$@" --output "$work/plan.tsv"; }
 expect 'no samples' 'samples 0' calibrate --samples 0
 expect 'documents too short' 'length 100 is outside' calibrate --length 100
 expect 'documents beyond context' 'length 100000 is longer' calibrate --length 100000
@@ -186,7 +186,8 @@ expect 'bound is NaN' 'max-loss-increase nan' calibrate --max-loss-increase nan
 expect 'bound is negative' 'max-loss-increase -1' calibrate --max-loss-increase -1
 expect 'plan for a plan' 'head-plan.*reads none' calibrate --head-plan "$work/plan"
 expect 'plan is there' 'full_attention_heads.tsv is there already' "$lserve" calibrate "$model"
-expect 'no place for the plan' 'no/such/folder' calibrate --output /no/such/folder/plan.tsv
+expect 'no place for the plan' 'no/such/folder' "$lserve" calibrate "$model" \
+  --output /no/such/folder/plan.tsv
 printf '{"model":"another"}\n' >"$work/plan.tsv.rows.partial"
 expect 'resumed with other settings' 'other settings' calibrate --resume
 broken
