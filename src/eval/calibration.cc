@@ -38,6 +38,27 @@ struct CurvePoint {
   std::optional<double> exact_loss;  // by LlamaRunner, token-exact windows
 };
 
+// The summed loss of a document's targets by the forward pass that serves, in one chunk.
+Result<double> SummedLoss(LlamaRunner& runner, const ScoredDocument& document) {
+  ASSIGN_OR_RETURN(const int32_t slot, runner.OpenSlot(document.tokens, kGreedySampling));
+  RETURN_IF_ERROR(runner.Reserve(slot, std::ssize(document.tokens)));
+  StepInput input;
+  input.chunks.push_back(PromptChunk{.slot = slot, .tokens = document.tokens});
+  std::vector<int32_t> rows;
+  for (const int32_t target : document.targets) {
+    rows.push_back(target - 1);
+  }
+  ASSIGN_OR_RETURN(const std::vector<float> logits, runner.StepLogits(input, rows));
+  runner.CloseSlot(slot);
+  const auto width = static_cast<size_t>(runner.limits().vocab_size);
+  double sum = 0;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    sum += NegativeLogLikelihood(std::span(logits).subspan(i * width, width),
+                                 document.tokens[static_cast<size_t>(document.targets[i])]);
+  }
+  return sum;
+}
+
 class Calibrator {
  public:
   Calibrator(LoadedModel model, const CalibrationOptions& options, const EvalProgress& progress)
@@ -203,23 +224,10 @@ Result<double> Calibrator::ExactLoss(const HeadPlan& plan, const DocumentLosses&
   }
   ASSIGN_OR_RETURN(const std::unique_ptr<LlamaRunner> runner,
                    LlamaRunner::Make(*model_.backend, weights, mode, options));
-  const auto width = static_cast<size_t>(model_.config.vocab_size);
   double sum = 0;
   for (const ScoredDocument& document : losses.documents()) {
-    ASSIGN_OR_RETURN(const int32_t slot, runner->OpenSlot(document.tokens, kGreedySampling));
-    RETURN_IF_ERROR(runner->Reserve(slot, std::ssize(document.tokens)));
-    StepInput input;
-    input.chunks.push_back(PromptChunk{.slot = slot, .tokens = document.tokens});
-    std::vector<int32_t> rows;
-    for (const int32_t target : document.targets) {
-      rows.push_back(target - 1);
-    }
-    ASSIGN_OR_RETURN(const std::vector<float> logits, runner->StepLogits(input, rows));
-    for (size_t i = 0; i < rows.size(); ++i) {
-      sum += NegativeLogLikelihood(std::span(logits).subspan(i * width, width),
-                                   document.tokens[static_cast<size_t>(document.targets[i])]);
-    }
-    runner->CloseSlot(slot);
+    ASSIGN_OR_RETURN(const double loss, SummedLoss(*runner, document));
+    sum += loss;
   }
   return sum / static_cast<double>(losses.targets());
 }
