@@ -186,6 +186,7 @@ expect 'no room for a document' 'decode-tokens 2000' \
 printf '{"model":"other"}\n' >"$work/out.json.rows.partial"
 expect 'resumed with other settings' 'other settings' "$lserve" eval "$model" --suite niah \
   --lengths 2048 --samples 1 --json "$work/out.json" --resume
+expect 'resume without a file' 'give --json' "$lserve" eval "$model" --suite niah --resume
 
 # Benchmarks.
 expect 'length beyond context' 'lengths 100000' "$lserve" bench "$model" --lengths 100000
