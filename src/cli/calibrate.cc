@@ -51,7 +51,6 @@ Status RunCalibrate(CalibrateArguments& arguments) {
     return InvalidArgument("--head-plan {}: calibrate makes a head plan and reads none",
                            arguments.settings.head_plan);
   }
-  RETURN_IF_ERROR(Validate(arguments.options));
   const std::string output = arguments.output.empty()
                                  ? JoinPath(arguments.model, "full_attention_heads.tsv")
                                  : arguments.output;
@@ -59,12 +58,14 @@ Status RunCalibrate(CalibrateArguments& arguments) {
     return InvalidArgument("{} is there already; --force replaces it, --output writes elsewhere",
                            output);
   }
-  ASSIGN_OR_RETURN(LoadedModel model, LoadModelForCommand(arguments.model, arguments.settings,
-                                                          PlanChoice::kAllRetrieval));
+  ASSIGN_OR_RETURN(LoadedModel model, LoadedModel::Open(arguments.model, arguments.settings,
+                                                        PlanChoice::kAllRetrieval));
+  RETURN_IF_ERROR(Validate(arguments.options, model.config));
   const OrderedJson header = {{"model", model.path},
                               {"settings", model.settings.ToJson()},
                               {"calibration", arguments.options.ToJson()}};
   ASSIGN_OR_RETURN(PartialResults partial, PartialResults::Open(output, arguments.resume, header));
+  RETURN_IF_ERROR(LoadWeightsForCommand(model));
   ProgressLine line("calibrating " + model.name);
   ASSIGN_OR_RETURN(const Calibration calibration,
                    Calibrate(std::move(model), arguments.options, partial,

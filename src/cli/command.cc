@@ -18,12 +18,15 @@ void AddModelAndSettings(CLI::App& app, std::string* model, Settings* settings) 
   });
 }
 
-Result<LoadedModel> LoadModelForCommand(const std::string& path, const Settings& settings,
-                                        PlanChoice choice) {
-  ASSIGN_OR_RETURN(LoadedModel model, LoadedModel::Open(path, settings, choice));
-  ProgressLine line("loading " + model.name);
-  RETURN_IF_ERROR(model.LoadWeights([&](double done) { line.Show(done); }));
+Result<LoadedModel> LoadModelForCommand(const std::string& path, const Settings& settings) {
+  ASSIGN_OR_RETURN(LoadedModel model, LoadedModel::Open(path, settings));
+  RETURN_IF_ERROR(LoadWeightsForCommand(model));
   return model;
+}
+
+Status LoadWeightsForCommand(LoadedModel& model) {
+  ProgressLine line("loading " + model.name);
+  return model.LoadWeights([&](double done) { line.Show(done); });
 }
 
 ProgressLine::ProgressLine(std::string label)

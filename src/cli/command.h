@@ -30,8 +30,9 @@ RegisteredCommand RegisterCalibrate(CLI::App& program);
 void AddModelAndSettings(CLI::App& app, std::string* model, Settings* settings);
 
 // Opens the model and packs its weights, with a progress line on a terminal.
-Result<LoadedModel> LoadModelForCommand(const std::string& path, const Settings& settings,
-                                        PlanChoice choice = PlanChoice::kSettings);
+Result<LoadedModel> LoadModelForCommand(const std::string& path, const Settings& settings);
+// The second half of that, for a command that checks its input in between.
+Status LoadWeightsForCommand(LoadedModel& model);
 
 // A line on standard error that shows how far something is; nothing unless that is a terminal.
 class ProgressLine {

@@ -20,11 +20,25 @@ struct EvalArguments {
   std::string html;
 };
 
+// For a POSIX shell.
+std::string ShellQuoted(const std::string& word) {
+  constexpr std::string_view kPlain =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./,:=@%+";
+  if (!word.empty() && word.find_first_not_of(kPlain) == std::string::npos) {
+    return word;
+  }
+  std::string quoted = "'";
+  for (const char c : word) {
+    quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  }
+  return quoted + "'";
+}
+
 // The command line that repeats the evaluation: flags that differ from their defaults.
 std::string Command(const EvalArguments& arguments) {
-  std::string command = "lserve eval " + arguments.model;
+  std::string command = "lserve eval " + ShellQuoted(arguments.model);
   const auto add = [&](const char* flag, const auto& value) {
-    command += fmt::format(" --{} {}", flag, value);
+    command += fmt::format(" --{} {}", flag, ShellQuoted(fmt::format("{}", value)));
   };
   const auto add_list = [&](const char* flag, const auto& list) {
     if (!list.empty()) {
@@ -33,16 +47,16 @@ std::string Command(const EvalArguments& arguments) {
   };
   const EvalOptions& options = arguments.options;
   const EvalOptions standard;
-  add_list("suite", options.suites);
-  add_list("qa", options.qa.empty() ? std::vector<std::string>() : std::vector{options.qa});
-  add_list("ruler", options.ruler);
-  add_list("text", options.text.empty() ? std::vector<std::string>() : std::vector{options.text});
-  add_list("lengths", options.lengths);
   const auto add_changed = [&](const char* flag, const auto& value, const auto& usual) {
     if (value != usual) {
       add(flag, value);
     }
   };
+  add_list("suite", options.suites);
+  add_changed("qa", options.qa, standard.qa);
+  add_list("ruler", options.ruler);
+  add_changed("text", options.text, standard.text);
+  add_list("lengths", options.lengths);
   add_changed("depths", options.depths, standard.depths);
   add_changed("samples", options.samples, standard.samples);
   add_changed("seed", options.seed, standard.seed);
@@ -64,11 +78,13 @@ std::string Command(const EvalArguments& arguments) {
 
 Status Eval(EvalArguments& arguments) {
   RETURN_IF_ERROR(Validate(arguments.options, arguments.settings));
-  ASSIGN_OR_RETURN(const LoadedModel model,
-                   LoadModelForCommand(arguments.model, arguments.settings));
+  // What is asked comes before the weights: they can take minutes, and it may be wrong.
+  ASSIGN_OR_RETURN(LoadedModel model, LoadedModel::Open(arguments.model, arguments.settings));
+  ASSIGN_OR_RETURN(EvalMaterial material, GatherMaterial(model, arguments.options));
+  RETURN_IF_ERROR(LoadWeightsForCommand(model));
   ASSIGN_OR_RETURN(const EvalReport report, [&] {
     ProgressLine line("evaluating");
-    return Evaluate(model, arguments.options, Command(arguments),
+    return Evaluate(model, arguments.options, std::move(material), Command(arguments),
                     [&](double done, const std::string& note) { line.Show(done, note); });
   }());
   if (arguments.options.json != "-") {

@@ -282,13 +282,14 @@ OrderedJson CalibrationOptions::ToJson() const {
           {"joint_tolerance", kJointTolerance}};
 }
 
-Status Validate(const CalibrationOptions& options) {
+Status Validate(const CalibrationOptions& options, const ModelConfig& config) {
   if (options.samples < 1 || options.samples > kMaxSamples) {
     return InvalidArgument("--samples {} is outside 1 to {}", options.samples, kMaxSamples);
   }
-  if (options.length < kLeastCalibrationTokens || options.length > kMaxLength) {
+  const int64_t longest = std::min(config.context_length, kMaxLength);
+  if (options.length < kLeastCalibrationTokens || options.length > longest) {
     return InvalidArgument("--length {} is outside {} to {}", options.length,
-                           kLeastCalibrationTokens, kMaxLength);
+                           kLeastCalibrationTokens, longest);
   }
   if (!std::isfinite(options.max_loss_increase) || options.max_loss_increase < 0) {
     return InvalidArgument("--max-loss-increase {} is not a number of nats from 0",
@@ -299,11 +300,7 @@ Status Validate(const CalibrationOptions& options) {
 
 Result<Calibration> Calibrate(LoadedModel model, const CalibrationOptions& options,
                               PartialResults& partial, const EvalProgress& progress) {
-  RETURN_IF_ERROR(Validate(options));
-  if (options.length > model.config.context_length) {
-    return InvalidArgument("--length {} is longer than {}, the model's context", options.length,
-                           model.config.context_length);
-  }
+  RETURN_IF_ERROR(Validate(options, model.config));
   return Calibrator(std::move(model), options, progress).Run(partial);
 }
 

@@ -22,8 +22,8 @@ struct CalibrationOptions {
 
   OrderedJson ToJson() const;
 };
-// Ranges that do not depend on the model. Errors: kInvalidArgument, naming flag and value.
-Status Validate(const CalibrationOptions& options);
+// Errors: kInvalidArgument, naming flag and value.
+Status Validate(const CalibrationOptions& options, const ModelConfig& config);
 
 struct Calibration {
   HeadGates gates;

@@ -104,11 +104,16 @@ TEST_F(CalibrationTest, PartialResultsOfOtherSettingsAreRefused) {
 }
 
 TEST(CalibrationOptionsTest, NamesWhatIsOutOfRange) {
-  EXPECT_THAT(Validate({.samples = 0}).message(), HasSubstr("--samples 0"));
-  EXPECT_THAT(Validate({.length = 100}).message(), HasSubstr("--length 100"));
-  EXPECT_THAT(Validate({.max_loss_increase = -1}).message(), HasSubstr("--max-loss-increase -1"));
-  EXPECT_THAT(Validate({.max_loss_increase = NAN}).message(), HasSubstr("nan"));
-  EXPECT_TRUE(Validate(CalibrationOptions{}).ok());
+  const ModelConfig config = LoadModelConfig(kModel).value();
+  const auto message = [&](const CalibrationOptions& options) {
+    return Validate(options, config).message();
+  };
+  EXPECT_THAT(message({.samples = 0}), HasSubstr("--samples 0"));
+  EXPECT_THAT(message({.length = 100}), HasSubstr("--length 100"));
+  EXPECT_THAT(message({.length = 65537}), HasSubstr("--length 65537 is outside 512 to 65536"));
+  EXPECT_THAT(message({.max_loss_increase = -1}), HasSubstr("--max-loss-increase -1"));
+  EXPECT_THAT(message({.max_loss_increase = NAN}), HasSubstr("nan"));
+  EXPECT_TRUE(Validate(CalibrationOptions{}, config).ok());
 }
 
 }  // namespace

@@ -155,6 +155,9 @@ Status Validate(const EvalOptions& options, const Settings& settings) {
       options.text.empty()) {
     return InvalidArgument("nothing to evaluate: give --suite, --qa, --ruler or --text");
   }
+  if (options.resume && (options.json.empty() || options.json == "-")) {
+    return InvalidArgument("--resume goes on from the rows beside a result file: give --json FILE");
+  }
   if (settings.max_num_seqs < 2) {
     return InvalidArgument("--max-num-seqs {}: eval needs 2, the document and its fork",
                            settings.max_num_seqs);
@@ -181,11 +184,17 @@ Status Validate(const EvalOptions& options, const Settings& settings) {
   return PlanRuns(settings, options.budgets).status();
 }
 
+Result<EvalMaterial> GatherMaterial(const LoadedModel& model, const EvalOptions& options) {
+  EvalMaterial material;
+  ASSIGN_OR_RETURN(material.set, GatherQuestions(model, options));
+  ASSIGN_OR_RETURN(material.forced, GatherForced(model, options));
+  return material;
+}
+
 Result<EvalReport> Evaluate(const LoadedModel& model, const EvalOptions& options,
-                            const std::string& command, const EvalProgress& progress) {
+                            EvalMaterial material, const std::string& command,
+                            const EvalProgress& progress) {
   ASSIGN_OR_RETURN(const std::vector<EvalRun> runs, PlanRuns(model.settings, options.budgets));
-  ASSIGN_OR_RETURN(QuestionSet set, GatherQuestions(model, options));
-  ASSIGN_OR_RETURN(std::vector<ForcedDocument> forced, GatherForced(model, options));
   ASSIGN_OR_RETURN(PartialResults partial, PartialResults::Open(options.json, options.resume,
                                                                 PartialHeader(model, options)));
   EvalReport report;
@@ -205,22 +214,23 @@ Result<EvalReport> Evaluate(const LoadedModel& model, const EvalOptions& options
   }
   for (const EvalRun& run : runs) {
     RunAnswers answers{.run = run, .predictions = {}, .scores = {}};
-    if (!set.questions.empty()) {
-      ASSIGN_OR_RETURN(answers.predictions, AnswerQuestions(model, run, set, partial, progress));
+    if (!material.set.questions.empty()) {
+      ASSIGN_OR_RETURN(answers.predictions,
+                       AnswerQuestions(model, run, material.set, partial, progress));
     }
-    for (size_t i = 0; i < set.questions.size(); ++i) {
-      answers.scores.push_back(Score(set.questions[i], answers.predictions[i]));
+    for (size_t i = 0; i < answers.predictions.size(); ++i) {
+      answers.scores.push_back(Score(material.set.questions[i], answers.predictions[i]));
     }
     report.runs.push_back(std::move(answers));
   }
-  for (ForcedDocument& document : forced) {
+  for (ForcedDocument& document : material.forced) {
     ASSIGN_OR_RETURN(std::vector<ForcedTrace> traces,
                      TraceOrResume(model, runs, document, partial, progress));
     report.traces.push_back(std::move(traces));
     document.tokens.clear();
   }
-  report.forced = std::move(forced);
-  report.questions = std::move(set.questions);
+  report.forced = std::move(material.forced);
+  report.questions = std::move(material.set.questions);
   return report;
 }
 

@@ -1,5 +1,5 @@
-// The whole of `lserve eval`: reads or generates what is asked, runs every mode on it and gathers
-// the report. One caller at a time.
+// The whole of `lserve eval`: reads or generates what is asked, runs every mode on it and makes the
+// report. One caller at a time.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,10 @@
 
 #include "base/status.h"
 #include "eval/question_files.h"
+#include "eval/questions.h"
 #include "eval/report.h"
 #include "eval/runs.h"
+#include "eval/teacher_forced.h"
 
 namespace lserve {
 
@@ -35,10 +37,20 @@ struct EvalOptions {
 // Ranges that do not depend on the model. Errors: kInvalidArgument (flag and value are named).
 Status Validate(const EvalOptions& options, const Settings& settings);
 
-// The model must have its weights. `command` is a line that repeats the evaluation. The caller
-// discards the partial results (PartialResults::Discard) once it has written the report.
-// Errors: kInvalidArgument (bad files, lengths beyond the context, a suite that does not fit,
-// partial results of other settings), those of the runners.
+// What is asked of every mode.
+struct EvalMaterial {
+  QuestionSet set;
+  std::vector<ForcedDocument> forced;
+};
+// Reads the files and generates the suites; the model needs no weights yet.
+// Errors: kNotFound, kInvalidArgument (bad files, lengths beyond the context, a suite that does not
+// fit), kFailedPrecondition (no chat template).
+Result<EvalMaterial> GatherMaterial(const LoadedModel& model, const EvalOptions& options);
+
+// Runs every mode on it. The model must have its weights. `command` is a line that repeats the
+// evaluation. The caller discards the partial results (PartialResults::Discard) once it has written
+// the report. Errors: kInvalidArgument (bad files, lengths beyond the context, a suite that does
+// not fit, partial results of other settings), those of the runners.
 Result<EvalReport> Evaluate(const LoadedModel& model, const EvalOptions& options,
                             const std::string& command, const EvalProgress& progress);
 

@@ -23,7 +23,7 @@ constexpr const char* kHead = R"html(<!doctype html>
 @media (prefers-color-scheme: dark) { :root { --ink: #dfe3e2; --quiet: #98a3a8; --paper: #15191b;
   --line: #343b3e; --panel: #1c2224; --accent: #58b3a3; --c0: #58b3a3; --c1: #dd8f62; --c2: #8ba6e6;
   --c3: #c397d6; --c4: #cdbb62; } }
-body { max-width: 62rem; margin: 3rem auto 5rem; padding: 0 1.5rem; background: var(--paper);
+body { max-width: 66rem; margin: 3rem auto 5rem; padding: 0 1.5rem; background: var(--paper);
   color: var(--ink); font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0; letter-spacing: -.01em; }
 h2 { font-size: 1.15rem; margin: 3rem 0 .5rem; }
@@ -39,7 +39,7 @@ p { margin: .5rem 0; max-width: 46rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
   margin: .75rem 0; width: 100%; }
-th, td { padding: .32rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
+th, td { padding: .32rem .55rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
 th { font-weight: 600; color: var(--quiet); vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
@@ -63,7 +63,8 @@ svg .c3 { stroke: var(--c3); } svg .c4 { stroke: var(--c4); }
 svg .dot { fill: var(--paper); stroke-width: 2; }
 pre { background: var(--panel); border-radius: 8px; padding: .8rem 1rem; font: .85rem/1.5
   ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.5rem; font-size: .9rem; }
+dl { columns: 20rem; column-gap: 3rem; font-size: .9rem; }
+dl div { display: grid; grid-template-columns: 13rem 1fr; break-inside: avoid; line-height: 1.7; }
 dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 @media print { body { margin: 0; } .card, pre { border: 1px solid var(--line); } }
 </style>
@@ -97,24 +98,41 @@ std::string Count(int64_t count, const std::string& noun) {
   return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
 }
 
+// What a tally says, in words.
 std::string Verdict(const PairedTally& tally) {
   if (tally.dense_right == 0 && tally.sparse_right == 0) {
     return "Neither mode answered a question, so this run says nothing about sparsity.";
   }
-  const double p = McNemarExactP(tally.lost, tally.gained);
   const auto [low, high] = DifferenceInterval(tally);
-  std::string text = fmt::format("{} lost and {} gained of {}. ", Count(tally.lost, "answer"),
-                                 tally.gained, tally.total);
-  if (p >= 0.05) {
-    return text + fmt::format(
-                      "This many questions do not tell the difference from chance (p = "
-                      "{:.2f}); a loss of up to {:.1f} points remains possible.",
-                      p, std::max(0.0, -low));
+  if (tally.lost + tally.gained == 0) {
+    return fmt::format(
+        "No answer flipped. With this many questions a loss of up to {:.1f} points remains "
+        "possible.",
+        -low);
   }
-  return text +
-         (tally.lost > tally.gained ? "Sparse attention costs accuracy here"
-                                    : "Sparse attention answers more here") +
-         fmt::format(" (p {}).", p < 0.001 ? "&lt; 0.001" : fmt::format("= {:.3f}", p));
+  const double p = McNemarExactP(tally.lost, tally.gained);
+  const std::string flips =
+      fmt::format("{} lost, {} gained. ", Count(tally.lost, "answer"), tally.gained);
+  if (p >= 0.05) {
+    return flips + fmt::format(
+                       "This many questions do not tell the difference from chance "
+                       "(p = {:.2f}); a loss of up to {:.1f} points remains possible.",
+                       p, std::max(0.0, -low));
+  }
+  return flips + fmt::format("{} (p {}).",
+                             tally.lost > tally.gained ? "Sparse attention costs accuracy here"
+                                                       : "Sparse attention answers more here",
+                             p < 0.001 ? "&lt; 0.001" : fmt::format("= {:.3f}", p));
+}
+
+// Questions of tasks and lengths that neither mode answers at all.
+int64_t UnansweredQuestions(const Comparison& comparison) {
+  int64_t questions = 0;
+  for (const ComparedGroup& group : comparison.groups) {
+    const bool none = group.tally.dense_right == 0 && group.tally.sparse_right == 0;
+    questions += none ? group.tally.total : 0;
+  }
+  return questions;
 }
 
 void AddSummary(const EvalReport& report, const std::vector<Comparison>& comparisons, Page* page) {
@@ -122,12 +140,19 @@ void AddSummary(const EvalReport& report, const std::vector<Comparison>& compari
   for (const Comparison& comparison : comparisons) {
     const PairedTally& tally = comparison.overall;
     const auto [low, high] = DifferenceInterval(tally);
+    const int64_t unanswered = UnansweredQuestions(comparison);
+    const std::string unanswered_note =
+        unanswered == 0 || unanswered == tally.total
+            ? ""
+            : fmt::format(" {} belong to tasks that neither mode answers.",
+                          Count(unanswered, "question"));
     page->Add(
         "<div class=\"card\"><span class=\"quiet\">{} against dense</span><b>{} points</b>"
         "<span class=\"quiet\">95 % interval {} to {}</span><br>{} right of {}, dense {}"
-        "<p class=\"note\">{}</p></div>\n",
+        "<p class=\"note\">{}{}</p></div>\n",
         EscapeHtml(comparison.sparse->name), Signed(tally.DifferencePoints()), Signed(low),
-        Signed(high), tally.sparse_right, tally.total, tally.dense_right, Verdict(tally));
+        Signed(high), tally.sparse_right, tally.total, tally.dense_right, Verdict(tally),
+        unanswered_note);
   }
   if (comparisons.empty() && !report.questions.empty()) {
     for (const RunAnswers& answers : report.runs) {
@@ -313,6 +338,29 @@ void AddForcedCharts(const std::vector<ForcedSummary>& summaries, Page* page) {
   }
 }
 
+// A column of the teacher-forced table; it is left out where no row has a value.
+struct ForcedColumn {
+  const char* heading;
+  std::string (*value)(const ForcedSummary& summary);
+};
+constexpr ForcedColumn kForcedColumns[] = {
+    {"text", [](const ForcedSummary& s) { return EscapeHtml(s.kind); }},
+    {"tokens", [](const ForcedSummary& s) { return std::to_string(s.length); }},
+    {"mode", [](const ForcedSummary& s) { return EscapeHtml(s.run); }},
+    {"decode<br>rows", [](const ForcedSummary& s) { return std::to_string(s.rows); }},
+    {"prefill<br>loss", [](const ForcedSummary& s) { return Number(s.prefill_loss, 1, 4); }},
+    {"prefill<br>tail", [](const ForcedSummary& s) { return Number(s.prefill_tail_loss, 1, 4); }},
+    {"decode<br>loss", [](const ForcedSummary& s) { return Number(s.loss, 1, 4); }},
+    {"decode<br>perplexity", [](const ForcedSummary& s) { return Number(std::exp(s.loss), 1, 3); }},
+    {"same top<br>token, %", [](const ForcedSummary& s) { return Number(s.agreement, 100, 2); }},
+    {"mean<br>KL", [](const ForcedSummary& s) { return Number(s.mean_kl, 1, 5); }},
+    {"largest<br>KL", [](const ForcedSummary& s) { return Number(s.largest_kl, 1, 3); }},
+    {"answers:<br>loss", [](const ForcedSummary& s) { return Number(s.answer_loss, 1, 4); }},
+    {"answers:<br>same, %",
+     [](const ForcedSummary& s) { return Number(s.answer_agreement, 100, 2); }},
+    {"answers:<br>KL", [](const ForcedSummary& s) { return Number(s.answer_mean_kl, 1, 5); }},
+};
+
 void AddForced(const EvalReport& report, Page* page) {
   const std::vector<ForcedSummary> summaries = Summarise(report);
   if (summaries.empty()) {
@@ -321,22 +369,24 @@ void AddForced(const EvalReport& report, Page* page) {
   page->Add(
       "<h2>The same text through every mode</h2>\n<p class=\"note\">Teacher-forced: all modes are "
       "fed the same tokens as decode rows, and their next-token distributions are compared with "
-      "dense attention's. Losses in nats a token; tail: the tokens that the decode rows predict, "
-      "read in prefill.</p>\n<div class=\"scroll\"><table>\n<tr><th>text</th><th>tokens</th>"
-      "<th>mode</th><th>decode<br>rows</th><th>prefill<br>loss</th><th>prefill<br>tail</th>"
-      "<th>decode<br>loss</th><th>perplexity</th><th>answers'<br>loss</th><th>same top<br>token, "
-      "%</th>"
-      "<th>mean<br>KL</th><th>largest<br>KL</th><th>answers:<br>same, %</th></tr>\n");
-  for (const ForcedSummary& s : summaries) {
-    page->Add(
-        "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.4f}</td>"
-        "<td>{:.3f}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>\n",
-        EscapeHtml(s.kind), s.length, EscapeHtml(s.run), s.rows, Number(s.prefill_loss, 1, 4),
-        Number(s.prefill_tail_loss, 1, 4), s.loss, std::exp(s.loss), Number(s.answer_loss, 1, 4),
-        Number(s.agreement, 100, 2), Number(s.mean_kl, 1, 5), Number(s.largest_kl, 1, 3),
-        Number(s.answer_agreement, 100, 2));
+      "dense attention's. Losses and divergences in nats a token; tail: the tokens that the decode "
+      "rows predict, read in prefill; answers: those of them that belong to an answer.</p>\n"
+      "<div class=\"scroll\"><table>\n<tr>");
+  std::vector<const ForcedColumn*> columns;
+  for (const ForcedColumn& column : kForcedColumns) {
+    if (std::any_of(summaries.begin(), summaries.end(),
+                    [&](const ForcedSummary& summary) { return !column.value(summary).empty(); })) {
+      columns.push_back(&column);
+      page->Add("<th>{}</th>", column.heading);
+    }
   }
-  page->Add("</table></div>\n");
+  for (const ForcedSummary& summary : summaries) {
+    page->Add("</tr>\n<tr>");
+    for (const ForcedColumn* column : columns) {
+      page->Add("<td>{}</td>", column->value(summary));
+    }
+  }
+  page->Add("</tr>\n</table></div>\n");
   AddForcedCharts(summaries, page);
 }
 
@@ -379,7 +429,7 @@ void AddSettings(const EvalReport& report, Page* page) {
     settings["device " + key] = value;
   }
   for (const auto& [key, value] : settings.items()) {
-    page->Add("<dt>{}</dt><dd>{}</dd>\n", EscapeHtml(key),
+    page->Add("<div><dt>{}</dt><dd>{}</dd></div>\n", EscapeHtml(key),
               EscapeHtml(value.is_string() ? value.get<std::string>() : value.dump()));
   }
   page->Add(

@@ -172,6 +172,31 @@ printf '{"id":"a","kind":"x","length":1,"question":"q","answer":"a","same_docume
   >"$work/bad.jsonl"
 expect 'unknown document' 'line 1.*"z"' "$lserve" eval "$model" --qa "$work/bad.jsonl"
 expect 'missing questions' 'no/such' "$lserve" eval "$model" --qa /no/such
+printf '{"index":0,"input":"p","outputs":"a","length":9}\n' >"$work/bad.jsonl"
+expect 'RULER row without outputs' 'line 1: "outputs"' \
+  "$lserve" eval "$model" --ruler "$work/bad.jsonl"
+expect 'text too short' 'has .* tokens; a text of' "$lserve" eval "$model" --text "$model/README.md" \
+  --lengths 60000
+
+# Suites.
+expect 'nothing to evaluate' 'nothing to evaluate' "$lserve" eval "$model"
+expect 'unknown suite' '"niha" is none of niah, multikey' "$lserve" eval "$model" --suite niha
+expect 'suite beyond the context' 'lengths 100000.*context of 65536' \
+  "$lserve" eval "$model" --suite niah --lengths 100000
+expect 'suite too short' 'lengths 100 ' "$lserve" eval "$model" --suite niah --lengths 100
+expect 'length twice' 'lengths names 2048 twice' \
+  "$lserve" eval "$model" --suite niah --lengths 2048,2048
+expect 'no samples' 'samples 0' "$lserve" eval "$model" --suite niah --samples 0
+expect 'no depths' 'depths 0' "$lserve" eval "$model" --suite niah --depths 0
+expect 'odd budget' 'token-budget 100' "$lserve" eval "$model" --suite niah --budgets 512,100
+expect 'budget twice' 'budgets names 512 twice' \
+  "$lserve" eval "$model" --suite niah --budgets 512,512
+expect 'no room for a document' 'decode-tokens 2000' \
+  "$lserve" eval "$model" --suite long-generation --lengths 2048 --decode-tokens 2000
+printf '{"model":"other"}\n' >"$work/out.json.rows.partial"
+expect 'resumed with other settings' 'other settings' "$lserve" eval "$model" --suite niah \
+  --lengths 2048 --samples 1 --json "$work/out.json" --resume
+expect 'resume without a file' 'give --json' "$lserve" eval "$model" --suite niah --resume
 
 # Benchmarks.
 expect 'length beyond context' 'lengths 100000' "$lserve" bench "$model" --lengths 100000
@@ -181,7 +206,7 @@ expect 'no repetition' 'repeat 0' "$lserve" bench "$model" --repeat 0
 calibrate() { "$lserve" calibrate "$model" "$@" --output "$work/plan.tsv"; }
 expect 'no samples' 'samples 0' calibrate --samples 0
 expect 'documents too short' 'length 100 is outside' calibrate --length 100
-expect 'documents beyond context' 'length 100000 is longer' calibrate --length 100000
+expect 'documents beyond context' 'length 100000 is outside' calibrate --length 100000
 expect 'bound is NaN' 'max-loss-increase nan' calibrate --max-loss-increase nan
 expect 'bound is negative' 'max-loss-increase -1' calibrate --max-loss-increase -1
 expect 'plan for a plan' 'head-plan.*reads none' calibrate --head-plan "$work/plan"
