@@ -206,7 +206,7 @@ Status Bench(BenchArguments& arguments) {
   }
   OrderedJson result;
   result["model"] = model.name;
-  result["settings"] = arguments.settings.ToJson();
+  result["settings"] = model.settings.ToJson();
   result["commit"] = BuildCommit();
   result["device"] = {{"backend", model.backend->name()},
                       {"name", model.backend->facts().name},

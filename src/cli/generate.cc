@@ -159,7 +159,7 @@ Status Generate(GenerateArguments& arguments) {
     PrintSelection(selection);
   }
   OrderedJson result;
-  result["settings"] = arguments.settings.ToJson();
+  result["settings"] = model.settings.ToJson();
   result["commit"] = BuildCommit();
   result["answer"] = answer;
   result["finish_reason"] = FinishReasonName(last.finish);

@@ -90,8 +90,12 @@ OrderedJson Settings::ToJson() const {
 Status Validate(const Settings& s) {
   RETURN_IF_ERROR(s.AttentionNames().status());
   RETURN_IF_ERROR(CheckRange("streaming-share", s.streaming_share, 0.0, 1.0));
-  RETURN_IF_ERROR(CheckRange("sink-tokens", s.sink_tokens, 0, 1 << 20));
-  RETURN_IF_ERROR(CheckRange("local-tokens", s.local_tokens, 1, 1 << 20));
+  if (s.sink_tokens != kWindowOfPlan) {
+    RETURN_IF_ERROR(CheckRange("sink-tokens", s.sink_tokens, 0, 1 << 20));
+  }
+  if (s.local_tokens != kWindowOfPlan) {
+    RETURN_IF_ERROR(CheckRange("local-tokens", s.local_tokens, 1, 1 << 20));
+  }
   RETURN_IF_ERROR(CheckRange("token-budget", s.token_budget, 1, 1 << 24));
   RETURN_IF_ERROR(CheckOneOf("page-score", s.page_score, {"minmax", "sketch"}));
   if (s.selection_unit != 64 && s.selection_unit != 32 && s.selection_unit != 16) {

@@ -12,11 +12,14 @@
 
 namespace lserve {
 
+// A window size that comes with the head plan, else is LServe's: 128 sink and 256 local tokens.
+inline constexpr int64_t kWindowOfPlan = -1;
+
 struct Settings {
   std::string attention = "lserve";
   double streaming_share = 0.5;
-  int64_t sink_tokens = 128;
-  int64_t local_tokens = 256;
+  int64_t sink_tokens = kWindowOfPlan;
+  int64_t local_tokens = kWindowOfPlan;
   int64_t token_budget = 4096;
   std::string page_score = "minmax";
   int64_t selection_unit = 64;
@@ -41,8 +44,10 @@ struct Settings {
           "lserve or dense; a comma-separated list in serve, eval and bench");
     visit("streaming-share", s.streaming_share,
           "share of KV heads that stream (sink and local window only), 0 to 1");
-    visit("sink-tokens", s.sink_tokens, "first tokens that streaming heads always see");
-    visit("local-tokens", s.local_tokens, "newest tokens that streaming heads see");
+    visit("sink-tokens", s.sink_tokens,
+          "first tokens that streaming heads always see; -1: the head plan's, else 128");
+    visit("local-tokens", s.local_tokens,
+          "newest tokens that streaming heads see; -1: the head plan's, else 256");
     visit("token-budget", s.token_budget,
           "tokens that a retrieval head reads in decode; a multiple of the selection unit");
     visit("page-score", s.page_score, "what ranks the units of a retrieval head: minmax or sketch");
@@ -52,7 +57,8 @@ struct Settings {
         "decode steps that share one selection, or auto: until the query moves away (auto:DISTANCE "
         "sets how far, as a share of its length)");
     visit("head-plan", s.head_plan,
-          "gates of the KV heads (default: full_attention_heads.tsv in the model folder)");
+          "gates of the KV heads, or a folder that DuoAttention published (default: "
+          "full_attention_heads.tsv in the model folder)");
     visit("dtype", s.dtype, "activations and weights: auto, bfloat16 or float32 (ref only)");
     visit("kv-cache-dtype", s.kv_cache_dtype, "format of closed pages: auto or bf16");
     visit("max-model-len", s.max_model_len, "context of a sequence in tokens; 0: the model's own");
