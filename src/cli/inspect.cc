@@ -17,13 +17,6 @@ struct InspectArguments {
 
 constexpr double kMiB = 1024.0 * 1024.0;
 
-// Bytes that a sequence of `tokens` tokens takes in a mode's cache.
-int64_t SequenceBytes(const CacheConfig& cache, int64_t tokens) {
-  const int64_t pages = TwoLaneCache::PagesFor(tokens) + 1;
-  const int64_t ring = int64_t{cache.sink_pages()} + cache.ring_pages();
-  return pages * cache.RetrievalPageBytes() + std::min(pages, ring) * cache.StreamingPageBytes();
-}
-
 Result<OrderedJson> InspectMode(const LoadedModel& model, const std::string& attention) {
   ASSIGN_OR_RETURN(const AttentionMode mode, model.Mode(attention));
   ASSIGN_OR_RETURN(const RunnerOptions options, model.Options());
@@ -32,22 +25,26 @@ Result<OrderedJson> InspectMode(const LoadedModel& model, const std::string& att
       LlamaRunner::MakeCacheConfig(model.config, mode, options, model.ActivationsDType()));
   const int64_t context = options.max_model_len;
   std::printf("\n%s\n", attention.c_str());
-  std::printf("  %-34s %12.1f\n", "KV bytes a token, retrieval lane",
-              static_cast<double>(cache.RetrievalPageBytes()) / kPageTokens);
-  std::printf(
-      "  %-34s %12.2f\n", "streaming lane of a sequence, MiB",
-      static_cast<double>((cache.sink_pages() + cache.ring_pages()) * cache.StreamingPageBytes()) /
-          kMiB);
+  const int64_t ring = int64_t{cache.sink_pages()} + cache.ring_pages();
+  const double retrieval_bytes = static_cast<double>(cache.RetrievalPageBytes()) / kPageTokens;
+  const double streaming_bytes = static_cast<double>(cache.StreamingPageBytes()) / kPageTokens;
+  std::printf("  %-34s %12.1f\n", "KV bytes a token, retrieval lane", retrieval_bytes);
+  if (streaming_bytes > 0) {
+    std::printf("  %-34s %12.1f of the first %ld\n", "KV bytes a token, streaming lane",
+                streaming_bytes, static_cast<long>(ring * kPageTokens));
+  }
+  std::printf("  %-34s %12.2f\n", "streaming lane of a sequence, MiB",
+              static_cast<double>(ring * cache.StreamingPageBytes()) / kMiB);
   OrderedJson row;
   row["attention"] = attention;
-  row["retrieval_bytes_per_token"] = static_cast<double>(cache.RetrievalPageBytes()) / kPageTokens;
-  row["streaming_bytes_per_sequence"] =
-      (cache.sink_pages() + cache.ring_pages()) * cache.StreamingPageBytes();
+  row["retrieval_bytes_per_token"] = retrieval_bytes;
+  row["streaming_bytes_per_token"] = streaming_bytes;
+  row["streaming_bytes_per_sequence"] = ring * cache.StreamingPageBytes();
   for (int64_t tokens : {int64_t{4096}, int64_t{32768}, int64_t{131072}, context}) {
     if (tokens <= context) {
       std::printf("  %-34s %12.2f\n", fmt::format("KV MiB at {} tokens", tokens).c_str(),
-                  static_cast<double>(SequenceBytes(cache, tokens)) / kMiB);
-      row["kv_bytes_at"][std::to_string(tokens)] = SequenceBytes(cache, tokens);
+                  static_cast<double>(cache.SequenceBytes(tokens)) / kMiB);
+      row["kv_bytes_at"][std::to_string(tokens)] = cache.SequenceBytes(tokens);
     }
   }
   const int64_t pool_tokens = cache.retrieval_pages * kPageTokens;

@@ -85,10 +85,14 @@ Status LoadedModel::LoadWeights(const std::function<void(double)>& progress) {
 }
 
 Result<AttentionMode> LoadedModel::Mode(const std::string& attention) const {
+  const KvFormat kv_format = settings.kv_cache_dtype == "int8"   ? KvFormat::kInt8
+                             : settings.kv_cache_dtype == "int4" ? KvFormat::kInt4
+                                                                 : KvFormat::kBFloat16;
   if (attention == "dense") {
-    return AttentionMode::Dense(plan);
+    return AttentionMode::Dense(plan, kv_format);
   }
   AttentionMode mode;
+  mode.kv_format = kv_format;
   mode.name = attention;
   mode.plan = plan;
   mode.sink_tokens = static_cast<int32_t>(settings.sink_tokens);

@@ -108,7 +108,11 @@ Status Validate(const Settings& s) {
   }
   RETURN_IF_ERROR(ParseReuse(s.reuse_interval).status());
   RETURN_IF_ERROR(CheckOneOf("dtype", s.dtype, {"auto", "bfloat16", "float32"}));
-  RETURN_IF_ERROR(CheckOneOf("kv-cache-dtype", s.kv_cache_dtype, {"auto", "bf16"}));
+  RETURN_IF_ERROR(CheckOneOf("kv-cache-dtype", s.kv_cache_dtype, {"auto", "bf16", "int8", "int4"}));
+  if (s.dtype == "float32" && s.kv_cache_dtype != "auto") {
+    return InvalidArgument("--kv-cache-dtype {} needs bfloat16 activations, --dtype is float32",
+                           s.kv_cache_dtype);
+  }
   RETURN_IF_ERROR(CheckRange("max-model-len", s.max_model_len, 0, int64_t{1} << 30));
   RETURN_IF_ERROR(CheckRange("max-num-seqs", s.max_num_seqs, 1, 1024));
   RETURN_IF_ERROR(CheckRange("max-num-batched-tokens", s.max_num_batched_tokens, 128, 1 << 17));

@@ -44,17 +44,18 @@ Status CheckLayout(const char* op, const char* lane, const KvPageLayout& layout)
   return OkStatus();
 }
 
-// The pages of a lane hold what the activations are rounded to.
+// The pages of a lane hold, or read back as, what the activations are rounded to.
 Status FormatFits(const char* op, const KvPageLayout& layout, DType dtype) {
   const KvFormat wanted = dtype == DType::kFloat32 ? KvFormat::kFloat32 : KvFormat::kBFloat16;
-  if (layout.format != wanted) {
+  if (OpenFormat(layout.format) != wanted) {
     return InvalidArgument("{}: the cache format does not fit {} activations", op,
                            DTypeName(dtype));
   }
   return OkStatus();
 }
 
-Status CheckLane(const char* op, const RetrievalLane& lane) {
+// max_chunks: of an operation that reads or writes chunk_pages, else 0.
+Status CheckLane(const char* op, const RetrievalLane& lane, int32_t max_chunks) {
   RETURN_IF_ERROR(CheckLayout(op, "retrieval heads", lane.layout));
   if (lane.layout.heads == 0) {
     return OkStatus();
@@ -62,6 +63,9 @@ Status CheckLane(const char* op, const RetrievalLane& lane) {
   RETURN_IF_ERROR(AtLeast(op, "retrieval.max_pages", lane.max_pages, 1));
   RETURN_IF_ERROR(NotNull(op, "retrieval.pages", lane.pages));
   RETURN_IF_ERROR(NotNull(op, "retrieval.open", lane.open));
+  if (lane.layout.boxed() && max_chunks > 0) {
+    RETURN_IF_ERROR(NotNull(op, "retrieval.chunk_pages", lane.chunk_pages));
+  }
   return NotNull(op, "retrieval.table", lane.table);
 }
 
@@ -72,6 +76,9 @@ Status CheckLane(const char* op, const StreamingLane& lane, int32_t max_chunks) 
   }
   if (lane.layout.score != PageScore::kNone) {
     return InvalidArgument("{}: streaming pages carry statistics, which nothing reads", op);
+  }
+  if (lane.layout.boxed()) {
+    return InvalidArgument("{}: streaming pages are boxed, but they never close", op);
   }
   RETURN_IF_ERROR(AtLeast(op, "streaming.sink_tokens", lane.sink_tokens, 0));
   RETURN_IF_ERROR(AtLeast(op, "streaming.local_tokens", lane.local_tokens, 1));
@@ -203,7 +210,7 @@ Status Validate(const RopeAppendParams& params) {
   const char* op = "rope_append";
   RETURN_IF_ERROR(CheckBatch(op, params.batch));
   RETURN_IF_ERROR(Activations(op, params.dtype));
-  RETURN_IF_ERROR(CheckLane(op, params.retrieval));
+  RETURN_IF_ERROR(CheckLane(op, params.retrieval, params.batch.max_chunks));
   RETURN_IF_ERROR(CheckLane(op, params.streaming, params.batch.max_chunks));
   RETURN_IF_ERROR(FormatFits(op, params.retrieval.layout, params.dtype));
   RETURN_IF_ERROR(FormatFits(op, params.streaming.layout, params.dtype));
@@ -264,7 +271,7 @@ Status Validate(const SelectUnitsParams& params) {
   RETURN_IF_ERROR(CheckBatch(op, params.batch));
   RETURN_IF_ERROR(Activations(op, params.dtype));
   RETURN_IF_ERROR(Validate(params.policy).Annotate(op));
-  RETURN_IF_ERROR(CheckLane(op, params.retrieval));
+  RETURN_IF_ERROR(CheckLane(op, params.retrieval, 0));
   RETURN_IF_ERROR(FormatFits(op, params.retrieval.layout, params.dtype));
   if (params.retrieval.layout.score == PageScore::kNone) {
     return InvalidArgument("{}: the pages carry no statistics to score", op);
@@ -284,7 +291,7 @@ Status Validate(const AttendDecodeParams& params) {
   const char* op = "attend_decode";
   RETURN_IF_ERROR(CheckBatch(op, params.batch));
   RETURN_IF_ERROR(Activations(op, params.dtype));
-  RETURN_IF_ERROR(CheckLane(op, params.retrieval));
+  RETURN_IF_ERROR(CheckLane(op, params.retrieval, 0));
   RETURN_IF_ERROR(CheckLane(op, params.streaming, 0));
   RETURN_IF_ERROR(FormatFits(op, params.retrieval.layout, params.dtype));
   RETURN_IF_ERROR(FormatFits(op, params.streaming.layout, params.dtype));
@@ -303,7 +310,7 @@ Status Validate(const AttendPrefillParams& params) {
   const char* op = "attend_prefill";
   RETURN_IF_ERROR(CheckBatch(op, params.batch));
   RETURN_IF_ERROR(Activations(op, params.dtype));
-  RETURN_IF_ERROR(CheckLane(op, params.retrieval));
+  RETURN_IF_ERROR(CheckLane(op, params.retrieval, params.batch.max_chunks));
   RETURN_IF_ERROR(CheckLane(op, params.streaming, params.batch.max_chunks));
   RETURN_IF_ERROR(FormatFits(op, params.retrieval.layout, params.dtype));
   RETURN_IF_ERROR(FormatFits(op, params.streaming.layout, params.dtype));

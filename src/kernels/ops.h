@@ -40,7 +40,7 @@ struct PrefillChunk {
   int32_t first_position;     // position of its first row; tokens before it are in the cache
   int32_t first_row;          // index of its first row in the batch
   int32_t rows;               // at least 1
-  int32_t first_chunk_page;   // where its first page lies in StreamingLane::chunk_pages
+  int32_t first_chunk_page;   // where its first page lies in a lane's chunk_pages
   int32_t first_query_block;  // index of its first query block in this step (block lists)
 };
 
@@ -139,12 +139,17 @@ struct LinearParams {
 // One layer's part of the retrieval lane. A slot's newest page is open and lies in `open`; it
 // closes into the page pool when the first token of the next page is appended. With p = position /
 // 64 of the newest token, pages [0, p) are closed.
+//
+// Every query, of a decode row or of a prefill row, reads its own page in full and each page before
+// it as it was closed. A boxed page is not what it was while open, so a chunk's pages that close in
+// its own step also lie in chunk_pages, from RopeAppend to AttendPrefill.
 struct RetrievalLane {
   std::byte* pages;      // [pool pages, layout.page_bytes()], closed pages
-  std::byte* open;       // [max_slots, layout.page_bytes()]
+  std::byte* open;       // [max_slots, layout.open().page_bytes()]
   const int32_t* table;  // [max_slots, max_pages] page ids, valid for the closed pages
   int32_t max_pages;
-  KvPageLayout layout;
+  KvPageLayout layout;               // of closed pages
+  std::byte* chunk_pages = nullptr;  // [max chunk pages, layout.open().page_bytes()]; boxed formats
 };
 
 // One layer's part of the streaming lane: page p below the sink pages lies in ring slot p, else in
@@ -180,8 +185,9 @@ struct RopeAnglesParams {
 //   first prefill row:  retrieval heads as above, page by page; streaming heads go to chunk_pages,
 //   where
 //                 a page that the chunk enters in its middle is completed from the ring
-// Under kMinMax a page's statistics grow with every token and start afresh with its first; under
-// kSketch they are made from the 64 keys when the page closes. Nothing of a recycled page survives.
+// Under kMinMax a page's statistics grow with every token and start afresh with its first; the
+// sketch and the codes of a boxed format are made from the 64 tokens when the page closes. Nothing
+// of a recycled page survives.
 struct RopeAppendParams {
   BatchView batch;
   const void* qkv;      // [max_rows, (q_heads + 2 kv_heads) * head_dim] of dtype: q, k, v; heads
@@ -268,7 +274,8 @@ struct SelectUnitsParams {
 
 // Softmax attention of the decode rows, scale 1 / sqrt(head_dim), after the row's own append.
 // Retrieval heads read the units of their list united with the forced newest units of the row's own
-// position (lists null or count -1: all); streaming heads read their sink and local window.
+// position (lists null or count -1: all); streaming heads read their sink and local window. What a
+// boxed page holds is read back (boxed.h) and rounded to dtype.
 struct AttendDecodeParams {
   BatchView batch;
   const void* q;  // [max_rows, q_heads, head_dim] of dtype
@@ -289,7 +296,9 @@ struct AttendDecodeParams {
 // Softmax attention of the prefill rows, causal, after the retrieval append and before the
 // streaming append. Each head and query block (128 tokens at absolute multiples) walks an ordered
 // list of KV blocks of 64 tokens: retrieval heads all causal blocks, or those a list names;
-// streaming heads their sink and local blocks, masked exactly by token.
+// streaming heads their sink and local blocks, masked exactly by token. A row sees the block of its
+// own page in full and earlier ones as they were closed, so one query block may read its first page
+// in both forms.
 struct AttendPrefillParams {
   BatchView batch;
   const void* q;  // [max_rows, q_heads, head_dim] of dtype
@@ -356,12 +365,17 @@ struct CopyPagesParams {
 // [heads, StatsRows, head_dim], all float32: under kMinMax (min, max) of each of the 4 logical
 // pages, under kSketch lo, hi and then the 64 tokens' codes. Export reads a page, import writes
 // one.
+// Keys and values of a boxed page are what its codes read back as, before they are rounded; import
+// codes them in the given boxes and grids, which yields the codes that were exported. The sketch of
+// a boxed page is part of its codes: export writes its statistics, import does not read them.
 struct TransferPageParams {
   std::byte* page;
   KvPageLayout layout;
   float* keys;
   float* values;
-  float* stats;  // null under PageScore::kNone
+  float* stats;            // null under PageScore::kNone
+  float* boxes = nullptr;  // [heads, (lo, hi), head_dim], null unless the format is boxed
+  float* grids = nullptr;  // [heads, 64, (zero, scale)], null unless the format is boxed
 };
 
 // ---- The table

@@ -52,6 +52,39 @@ TEST(KvPageLayout, OffsetsOfAPaddedPage) {
   EXPECT_EQ(MakeKvPageLayout(0, 64, KvFormat::kBFloat16, PageScore::kMinMax).page_bytes(), 0);
 }
 
+TEST(KvPageLayout, SketchOfABoxedPageIsItsUppermostPlane) {
+  constexpr int64_t kPlane = 64 * 96 / 4;
+  constexpr int64_t kBox = 2 * 96 * 2;
+  constexpr int64_t kStats = 4 * 2 * 96 * 2;
+  constexpr int64_t kGrids = 64 * 4;
+  const KvPageLayout int4 = MakeKvPageLayout(3, 80, KvFormat::kInt4, PageScore::kSketch);
+  EXPECT_EQ(int4.codes_offset(2, 1), 2 * kPlane);
+  EXPECT_EQ(int4.value_offset(1), 3 * kPlane + kGrids + 64 * 96 / 2);
+  EXPECT_EQ(int4.stats_offset(1), int4.box_offset(1));
+  EXPECT_EQ(int4.codes_offset(1), int4.box_offset(1) + kBox);
+  EXPECT_EQ(int4.page_bytes(), 3 * (2 * kPlane + kBox + kGrids + 64 * 96 / 2));
+  // The sketch costs nothing beside the codes, minima and maxima their bytes.
+  const KvPageLayout dense = MakeKvPageLayout(3, 80, KvFormat::kInt4, PageScore::kNone);
+  EXPECT_EQ(dense.page_bytes(), int4.page_bytes());
+  const KvPageLayout min_max = MakeKvPageLayout(3, 80, KvFormat::kInt4, PageScore::kMinMax);
+  EXPECT_EQ(min_max.stats_offset(2), dense.page_bytes() + 2 * kStats);
+  EXPECT_EQ(min_max.page_bytes(), dense.page_bytes() + 3 * kStats);
+  const KvPageLayout int8 = MakeKvPageLayout(3, 80, KvFormat::kInt8, PageScore::kSketch);
+  EXPECT_EQ(int8.codes_offset(1, 3), 5 * kPlane);
+  EXPECT_EQ(int8.page_bytes(), 3 * (4 * kPlane + kBox + kGrids + 64 * 96));
+}
+
+TEST(KvPageLayout, OpenPagesAreInFullAndHaveNoSketch) {
+  for (const PageScore score : {PageScore::kNone, PageScore::kMinMax, PageScore::kSketch}) {
+    const KvPageLayout open = MakeKvPageLayout(3, 80, KvFormat::kInt8, score).open();
+    EXPECT_EQ(open.format, KvFormat::kBFloat16);
+    EXPECT_EQ(open.score, score == PageScore::kMinMax ? PageScore::kMinMax : PageScore::kNone);
+    EXPECT_EQ(open.sketch_bytes(), 0);
+  }
+  EXPECT_EQ(MakeKvPageLayout(3, 80, KvFormat::kFloat32, PageScore::kNone).open().format,
+            KvFormat::kFloat32);
+}
+
 // A valid POD of one row, to be spoiled.
 class ValidateOps : public testing::Test {
  protected:
@@ -100,6 +133,27 @@ TEST_F(ValidateOps, AttendDecodeNamesWhatIsWrong) {
   expect("q is null", [](auto& p) { p.q = nullptr; });
   expect("max_rows is 0", [](auto& p) { p.batch.max_rows = 0; });
   expect("head_dim is 300", [](auto& p) { p.retrieval.layout.head_dim = 300; });
+}
+
+TEST_F(ValidateOps, BoxedPagesServeBFloat16AndNeedChunkPages) {
+  decode_.retrieval.layout.format = KvFormat::kInt4;
+  EXPECT_EQ(Validate(decode_).message(), "");
+  AttendPrefillParams prefill{};
+  prefill.batch = batch_;
+  prefill.q = prefill.output = storage_;
+  prefill.retrieval = decode_.retrieval;
+  prefill.streaming = decode_.streaming;
+  prefill.dtype = DType::kBFloat16;
+  prefill.q_heads = 4;
+  prefill.group = 2;
+  EXPECT_THAT(Validate(prefill).message(), HasSubstr("retrieval.chunk_pages is null"));
+  prefill.retrieval.chunk_pages = prefill.retrieval.open;
+  EXPECT_EQ(Validate(prefill).message(), "");
+  decode_.streaming.layout.format = KvFormat::kInt4;
+  EXPECT_THAT(Validate(decode_).message(), HasSubstr("streaming pages are boxed"));
+  decode_.streaming.layout.format = KvFormat::kBFloat16;
+  decode_.dtype = DType::kFloat32;
+  EXPECT_THAT(Validate(decode_).message(), HasSubstr("does not fit float32"));
 }
 
 TEST_F(ValidateOps, LaneWithoutHeadsNeedsNoPages) {

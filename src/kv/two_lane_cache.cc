@@ -13,31 +13,53 @@ KvPageLayout RetrievalLayout(const CacheConfig& config, int32_t layer) {
 
 KvPageLayout StreamingLayout(const CacheConfig& config, int32_t layer) {
   return MakeKvPageLayout(config.kv_heads - config.retrieval_heads[static_cast<size_t>(layer)],
-                          config.head_dim, config.format, PageScore::kNone);
+                          config.head_dim, OpenFormat(config.format), PageScore::kNone);
+}
+
+// layout_of(config, layer).page_bytes() over all layers.
+template <typename LayoutOf>
+int64_t PageBytes(const CacheConfig& config, LayoutOf layout_of) {
+  int64_t bytes = 0;
+  for (size_t layer = 0; layer < config.retrieval_heads.size(); ++layer) {
+    bytes += layout_of(config, static_cast<int32_t>(layer)).page_bytes();
+  }
+  return bytes;
+}
+
+KvPageLayout OpenLayout(const CacheConfig& config, int32_t layer) {
+  return RetrievalLayout(config, layer).open();
 }
 
 }  // namespace
 
-int64_t CacheConfig::RetrievalPageBytes() const {
-  int64_t bytes = 0;
-  for (size_t layer = 0; layer < retrieval_heads.size(); ++layer) {
-    bytes += RetrievalLayout(*this, static_cast<int32_t>(layer)).page_bytes();
-  }
-  return bytes;
-}
+int64_t CacheConfig::RetrievalPageBytes() const { return PageBytes(*this, RetrievalLayout); }
 
-int64_t CacheConfig::StreamingPageBytes() const {
-  int64_t bytes = 0;
-  for (size_t layer = 0; layer < retrieval_heads.size(); ++layer) {
-    bytes += StreamingLayout(*this, static_cast<int32_t>(layer)).page_bytes();
+int64_t CacheConfig::OpenPageBytes() const { return PageBytes(*this, OpenLayout); }
+
+int64_t CacheConfig::StreamingPageBytes() const { return PageBytes(*this, StreamingLayout); }
+
+int64_t CacheConfig::RetrievalChunkBytes() const {
+  int64_t page_bytes = 0;
+  for (size_t layer = 0; IsBoxed(format) && layer < retrieval_heads.size(); ++layer) {
+    page_bytes = std::max(page_bytes, OpenLayout(*this, static_cast<int32_t>(layer)).page_bytes());
   }
-  return bytes;
+  return max_chunk_pages * page_bytes;
 }
 
 int64_t CacheConfig::FixedBytes() const {
   const int64_t ring = int64_t{sink_pages()} + ring_pages();
-  return max_slots * (RetrievalPageBytes() + ring * StreamingPageBytes()) +
-         max_chunk_pages * StreamingPageBytes();
+  return max_slots * (OpenPageBytes() + ring * StreamingPageBytes()) +
+         max_chunk_pages * StreamingPageBytes() + RetrievalChunkBytes();
+}
+
+int64_t CacheConfig::SequenceBytes(int64_t tokens) const {
+  if (tokens == 0) {
+    return 0;
+  }
+  const int64_t pages = (tokens + kPageTokens - 1) / kPageTokens;
+  const int64_t ring = int64_t{sink_pages()} + ring_pages();
+  return (pages - 1) * RetrievalPageBytes() + OpenPageBytes() +
+         std::min(pages, ring) * StreamingPageBytes();
 }
 
 Result<std::unique_ptr<TwoLaneCache>> TwoLaneCache::Make(Backend& backend, Stream& stream,
@@ -54,7 +76,8 @@ Result<std::unique_ptr<TwoLaneCache>> TwoLaneCache::Make(Backend& backend, Strea
     const int64_t streaming_bytes = StreamingLayout(c, layer).page_bytes();
     LayerMemory memory;
     ASSIGN_OR_RETURN(memory.closed, backend.Allocate(c.retrieval_pages * retrieval_bytes));
-    ASSIGN_OR_RETURN(memory.open, backend.Allocate(c.max_slots * retrieval_bytes));
+    ASSIGN_OR_RETURN(memory.open,
+                     backend.Allocate(c.max_slots * OpenLayout(c, layer).page_bytes()));
     ASSIGN_OR_RETURN(memory.streaming, backend.Allocate(c.max_slots * ring * streaming_bytes));
     ASSIGN_OR_RETURN(memory.chunk, backend.Allocate(c.max_chunk_pages * streaming_bytes));
     cache->layers_.push_back(std::move(memory));
@@ -63,6 +86,7 @@ Result<std::unique_ptr<TwoLaneCache>> TwoLaneCache::Make(Backend& backend, Strea
                    backend.Allocate(int64_t{c.max_slots} * c.max_pages() * 4));
   ASSIGN_OR_RETURN(cache->streaming_table_, backend.Allocate(int64_t{c.max_slots} * ring * 4));
   ASSIGN_OR_RETURN(cache->fork_pages_, backend.Allocate(2 * (1 + ring) * 4));
+  ASSIGN_OR_RETURN(cache->retrieval_chunk_, backend.Allocate(c.RetrievalChunkBytes()));
 
   // A slot owns its ring for good, so the table never changes.
   std::vector<int32_t> ring_ids(static_cast<size_t>(c.max_slots) * static_cast<size_t>(ring));
@@ -80,7 +104,8 @@ RetrievalLane TwoLaneCache::retrieval(int32_t layer) const {
                        .open = memory.open.data(),
                        .table = retrieval_table_.As<int32_t>(),
                        .max_pages = config_.max_pages(),
-                       .layout = RetrievalLayout(config_, layer)};
+                       .layout = RetrievalLayout(config_, layer),
+                       .chunk_pages = retrieval_chunk_.data()};
 }
 
 StreamingLane TwoLaneCache::streaming(int32_t layer) const {
@@ -182,20 +207,14 @@ Result<int32_t> TwoLaneCache::Fork(int32_t slot) {
                                                                .page_bytes = bytes});
       }
     };
-    copy_pages(memory.open, 0, 1, RetrievalLayout(config_, layer).page_bytes());
+    copy_pages(memory.open, 0, 1, OpenLayout(config_, layer).page_bytes());
     copy_pages(memory.streaming, 1, ring, StreamingLayout(config_, layer).page_bytes());
   }
   return copy;
 }
 
 int64_t TwoLaneCache::KvBytes(int32_t slot) const {
-  const Slot& entry = slots_.at(static_cast<size_t>(slot));
-  if (entry.tokens == 0) {
-    return 0;
-  }
-  const int64_t pages = (entry.tokens + kPageTokens - 1) / kPageTokens;  // the open one included
-  return pages * config_.RetrievalPageBytes() +
-         std::min<int64_t>(pages, streaming_slot_pages()) * config_.StreamingPageBytes();
+  return config_.SequenceBytes(slots_.at(static_cast<size_t>(slot)).tokens);
 }
 
 void TwoLaneCache::UploadTable(int32_t slot, size_t first) {

@@ -24,7 +24,7 @@ struct CacheConfig {
   std::vector<int32_t> retrieval_heads;  // KV heads of the retrieval lane, by layer
   int32_t kv_heads = 0;                  // of both lanes, every layer
   int32_t head_dim = 0;
-  KvFormat format = KvFormat::kBFloat16;
+  KvFormat format = KvFormat::kBFloat16;  // of closed retrieval pages
   PageScore score = PageScore::kNone;
   int32_t sink_tokens = 0;
   int32_t local_tokens = 1;
@@ -35,6 +35,7 @@ struct CacheConfig {
 
   // Bytes over all layers of one closed retrieval page, one open page, one streaming page.
   int64_t RetrievalPageBytes() const;
+  int64_t OpenPageBytes() const;
   int64_t StreamingPageBytes() const;
   int32_t sink_pages() const { return (sink_tokens + kPageTokens - 1) / kPageTokens; }
   int32_t ring_pages() const { return (local_tokens - 1 + kPageTokens - 1) / kPageTokens + 1; }
@@ -43,6 +44,10 @@ struct CacheConfig {
   }
   // Bytes that do not depend on retrieval_pages: open pages, rings and the chunk pages.
   int64_t FixedBytes() const;
+  // Bytes of the pages that a sequence of `tokens` tokens uses in every pool, statistics included.
+  int64_t SequenceBytes(int64_t tokens) const;
+  // Bytes of the largest layer's chunk pages of the retrieval lane: boxed formats only.
+  int64_t RetrievalChunkBytes() const;
 };
 
 class TwoLaneCache {
@@ -105,6 +110,9 @@ class TwoLaneCache {
   Buffer retrieval_table_;  // [max_slots, max_pages]
   Buffer streaming_table_;  // [max_slots, sink_pages + ring_pages], filled once
   Buffer fork_pages_;       // [2, 1 + sink_pages + ring_pages]: from, to
+  // Chunk pages of the retrieval lane, needed from a layer's append to its attention: the layers
+  // take turns.
+  Buffer retrieval_chunk_;
 };
 
 }  // namespace lserve

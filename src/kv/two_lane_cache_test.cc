@@ -25,6 +25,47 @@ CacheConfig SmallConfig() {
   return config;
 }
 
+// The ref backend, counting what is allocated.
+class CountingBackend : public Backend {
+ public:
+  const char* name() const override { return backend_->name(); }
+  const DeviceFacts& facts() const override { return backend_->facts(); }
+  const Ops& ops() const override { return backend_->ops(); }
+  Status SupportsActivations(DType dtype) const override {
+    return backend_->SupportsActivations(dtype);
+  }
+  Result<Buffer> Allocate(int64_t bytes) override {
+    allocated_ += bytes;
+    return backend_->Allocate(bytes);
+  }
+  void CopyToDevice(void* device, const void* host, int64_t bytes, Stream& stream) override {
+    backend_->CopyToDevice(device, host, bytes, stream);
+  }
+  void CopyToHost(void* host, const void* device, int64_t bytes, Stream& stream) override {
+    backend_->CopyToHost(host, device, bytes, stream);
+  }
+  void Zero(void* device, int64_t bytes, Stream& stream) override {
+    backend_->Zero(device, bytes, stream);
+  }
+  std::unique_ptr<Stream> MakeStream() override { return backend_->MakeStream(); }
+  Result<std::unique_ptr<PackedLinear>> PackLinear(const LinearWeight& weight, DType activations,
+                                                   bool fused_silu) override {
+    return backend_->PackLinear(weight, activations, fused_silu);
+  }
+
+  // Bytes that a cache of this configuration allocates.
+  int64_t BytesOf(const CacheConfig& config) {
+    allocated_ = 0;
+    const std::unique_ptr<Stream> stream = MakeStream();
+    const auto cache = TwoLaneCache::Make(*this, *stream, config).value();
+    return allocated_;
+  }
+
+ private:
+  std::unique_ptr<Backend> backend_ = MakeBackend("ref", BackendOptions{}).value();
+  int64_t allocated_ = 0;
+};
+
 class TwoLaneCacheTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -149,6 +190,52 @@ TEST_F(TwoLaneCacheTest, KvBytesCountWhatTheTokensUse) {
   EXPECT_EQ(at(1), config.RetrievalPageBytes() + config.StreamingPageBytes());
   EXPECT_EQ(at(65), 2 * (config.RetrievalPageBytes() + config.StreamingPageBytes()));
   EXPECT_EQ(at(1000), 16 * config.RetrievalPageBytes() + 7 * config.StreamingPageBytes());
+}
+
+// What `inspect` calls the bytes of a token, by format and score, is what the pools take for it.
+TEST(TwoLaneCacheBytes, BytesOfATokenAreThoseThatItsPagesTake) {
+  struct Case {
+    KvFormat format;
+    PageScore score;
+    int64_t bytes;  // of a token and KV head of 80 dims, padded to 96
+  };
+  CountingBackend backend;
+  for (const Case& expected : {Case{KvFormat::kBFloat16, PageScore::kNone, 384},
+                               {KvFormat::kBFloat16, PageScore::kMinMax, 384 + 24},
+                               {KvFormat::kBFloat16, PageScore::kSketch, 384 + 24 + 6},
+                               {KvFormat::kInt8, PageScore::kNone, 96 + 6 + 96 + 4},
+                               {KvFormat::kInt8, PageScore::kMinMax, 96 + 6 + 96 + 4 + 24},
+                               {KvFormat::kInt8, PageScore::kSketch, 96 + 6 + 96 + 4},
+                               {KvFormat::kInt4, PageScore::kNone, 48 + 6 + 48 + 4},
+                               {KvFormat::kInt4, PageScore::kMinMax, 48 + 6 + 48 + 4 + 24},
+                               {KvFormat::kInt4, PageScore::kSketch, 48 + 6 + 48 + 4}}) {
+    CacheConfig config = SmallConfig();
+    config.format = expected.format;
+    config.score = expected.score;
+    const int64_t heads = 2 + 0 + 1 + 3;
+    EXPECT_EQ(config.RetrievalPageBytes(), 64 * heads * expected.bytes);
+
+    const int64_t bytes = backend.BytesOf(config);
+    config.retrieval_pages += 17;
+    EXPECT_EQ(backend.BytesOf(config) - bytes, 17 * 64 * heads * expected.bytes);
+    // All but the pool's pages is fixed: what is not pages are the two tables and the fork's list.
+    const int64_t tables = 4 * (3 * config.max_pages() + 3 * 7 + 2 * 8);
+    EXPECT_EQ(bytes, config.FixedBytes() + 40 * config.RetrievalPageBytes() + tables);
+
+    const std::unique_ptr<Stream> stream = backend.MakeStream();
+    const auto cache = TwoLaneCache::Make(backend, *stream, config).value();
+    const int32_t slot = cache->OpenSlot().value();
+    ASSERT_TRUE(cache->Reserve(slot, 1900).ok());
+    cache->SetLength(slot, 1000);
+    const int64_t before = cache->KvBytes(slot);
+    cache->SetLength(slot, 1000 + 640);
+    EXPECT_EQ(cache->KvBytes(slot) - before, 640 * heads * expected.bytes);
+    int64_t pages = 0;
+    for (int32_t layer = 0; layer < 4; ++layer) {
+      pages += cache->retrieval(layer).layout.page_bytes();
+    }
+    EXPECT_EQ(pages, config.RetrievalPageBytes());
+  }
 }
 
 TEST_F(TwoLaneCacheTest, NoPageLeaksUnderRandomUse) {

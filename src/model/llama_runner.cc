@@ -80,11 +80,15 @@ Result<std::unique_ptr<LlamaRunner>> LlamaRunner::Make(Backend& backend,
 Result<CacheConfig> LlamaRunner::MakeCacheConfig(const ModelConfig& config,
                                                  const AttentionMode& mode,
                                                  const RunnerOptions& options, DType activations) {
+  if (IsBoxed(mode.kv_format) && activations != DType::kBFloat16) {
+    return InvalidArgument("a KV cache of int8 or int4 needs bfloat16 activations, they are {}",
+                           DTypeName(activations));
+  }
   CacheConfig cache;
   cache.retrieval_heads = mode.retrieval_heads();
   cache.kv_heads = static_cast<int32_t>(config.num_kv_heads);
   cache.head_dim = static_cast<int32_t>(config.head_dim);
-  cache.format = activations == DType::kFloat32 ? KvFormat::kFloat32 : KvFormat::kBFloat16;
+  cache.format = activations == DType::kFloat32 ? KvFormat::kFloat32 : mode.kv_format;
   cache.score = mode.score;
   cache.sink_tokens = mode.sink_tokens;
   cache.local_tokens = mode.local_tokens;

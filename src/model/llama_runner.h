@@ -38,7 +38,8 @@ class LlamaRunner : public Runner {
                                                    const RunnerOptions& options);
 
   // The cache of a runner with checked options: what Make allocates, and what `inspect` reports.
-  // Errors: kInvalidArgument (a cache of kv_cache_bytes is too small).
+  // Errors: kInvalidArgument (a cache of kv_cache_bytes is too small; a boxed format with float32
+  // activations).
   static Result<CacheConfig> MakeCacheConfig(const ModelConfig& config, const AttentionMode& mode,
                                              const RunnerOptions& options, DType activations);
 

@@ -2,13 +2,14 @@
 
 namespace lserve {
 
-AttentionMode AttentionMode::Dense(const HeadPlan& plan) {
+AttentionMode AttentionMode::Dense(const HeadPlan& plan, KvFormat kv_format) {
   AttentionMode mode;
   mode.name = "dense";
   mode.plan = plan;
   mode.sink_tokens = 0;
   mode.local_tokens = 1;
   mode.score = PageScore::kNone;
+  mode.kv_format = kv_format;
   mode.policy = SelectionPolicy{.token_budget = 0, .unit_tokens = 64, .reuse_interval = 1};
   return mode;
 }

@@ -18,11 +18,12 @@ struct AttentionMode {
   int32_t sink_tokens = 128;   // streaming heads
   int32_t local_tokens = 256;  // streaming heads, the current token included
   PageScore score = PageScore::kMinMax;
+  KvFormat kv_format = KvFormat::kBFloat16;  // of closed pages; float32 activations keep float32
   SelectionPolicy policy{.token_budget = 4096, .unit_tokens = 64, .reuse_interval = 1};
 
   // The plan in which every head retrieves and the budget is unbounded. Head order follows `plan`:
   // weights are permuted once, for all modes that share them.
-  static AttentionMode Dense(const HeadPlan& plan);
+  static AttentionMode Dense(const HeadPlan& plan, KvFormat kv_format = KvFormat::kBFloat16);
 
   // KV heads that retrieve, by layer: all of them under dense.
   std::vector<int32_t> retrieval_heads() const;

@@ -147,6 +147,9 @@ expect 'unknown device' 'tpu' generate "$model" --device tpu
 expect 'context too long' 'max-model-len.*100000' generate "$model" --max-model-len 100000
 expect 'float32 on cpu' 'float32' generate "$model" --device cpu --dtype float32
 expect 'unknown score' 'quest' generate "$model" --page-score quest
+expect 'unknown cache format' 'int3' generate "$model" --kv-cache-dtype int3
+expect 'int4 with float32' 'int4 needs bfloat16' generate "$model" --device ref --dtype float32 \
+  --kv-cache-dtype int4
 expect 'not a number' 'sink-tokens' generate "$model" --sink-tokens many
 expect 'unknown flag' 'no-such-flag' generate "$model" --no-such-flag
 expect 'no subcommand' 'ubcommand' "$lserve"

@@ -1,5 +1,6 @@
 // What stands in pages: statistics, recycled pages, transfers.
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/conformance/harness.h"
 
@@ -113,10 +114,82 @@ TEST_P(Cache, SketchOfClosedPagesDescribesItsKeys) {
   }
 }
 
+// Closed boxed pages beside the pages of a cache that holds the same tokens in bf16.
+class BoxedCache : public TargetTest {
+ protected:
+  // Whether every key and value is read back within half a cell and half a step of its grid.
+  static void ExpectReadsBack(const PageContent& page, const PageContent& full, size_t dim,
+                              float cells) {
+    for (size_t i = 0; i < full.keys.size(); ++i) {
+      const float* box = page.boxes.data() + i / (kPageTokens * dim) * 2 * dim + i % dim;
+      const float cell = (box[dim] - box[0]) / cells;
+      ASSERT_LE(box[0], full.keys[i]);
+      ASSERT_GE(box[dim], full.keys[i]);
+      ASSERT_LE(std::abs(page.keys[i] - full.keys[i]), 0.5001f * cell) << "key " << i;
+      const float zero = page.grids[i / dim * 2];
+      const float scale = page.grids[i / dim * 2 + 1];
+      ASSERT_LE(zero, full.values[i]);
+      ASSERT_GE(zero + (cells - 1.0f) * scale, full.values[i] - 1e-4f * std::abs(full.values[i]));
+      ASSERT_LE(std::abs(page.values[i] - full.values[i]), 0.5001f * scale) << "value " << i;
+    }
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(
+    Backends, BoxedCache,
+    testing::ValuesIn(WithEachFormat(WithEachScore(
+        {{"ref", DType::kBFloat16}, {"cpu", DType::kBFloat16}, {"cuda", DType::kBFloat16}}))),
+    TargetTestName);
+
+TEST_P(BoxedCache, ClosedPagesHoldWhatWasAppended) {
+  if (GetParam().format == KvFormat::kBFloat16) {
+    GTEST_SKIP() << "not a boxed format";
+  }
+  for (const size_t shape_index : {2u, 1u, 10u}) {  // head_dim 80, 128 and bias, 128 and 7 heads
+    LayerShape full_shape = LayerShapes()[shape_index];
+    full_shape.score = GetParam().score;
+    LayerShape shape = full_shape;
+    shape.format = GetParam().format;
+    for (const int32_t chunk : {7, 64, 200}) {
+      Layer layer(*backend_, shape, dtype(), RandomData(5, 3.0f));
+      Layer full(*backend_, full_shape, dtype(), RandomData(5, 3.0f));
+      for (Layer* each : {&layer, &full}) {
+        for (int32_t done = 0; done < 180; done += chunk) {
+          each->Run(Step{{}, {{0, std::min(chunk, 180 - done)}}, true});
+        }
+        for (int32_t i = 0; i < 20; ++i) {  // page 2 closes in decode
+          each->Run(Step{{0}, {}, true});
+        }
+      }
+      for (int32_t p = 0; p < 3; ++p) {
+        SCOPED_TRACE(testing::Message() << shape << ", chunk " << chunk << ", page " << p);
+        const PageContent page = layer.RetrievalPage(0, p);
+        const PageContent want = full.RetrievalPage(0, p);
+        ExpectReadsBack(page, want, static_cast<size_t>(shape.head_dim),
+                        shape.format == KvFormat::kInt8 ? 256.0f : 16.0f);
+        // The sketch is the upper bits of the codes, minima and maxima those of the keys in full.
+        EXPECT_TRUE(Identical(page.stats, want.stats));
+      }
+      const PageContent open = layer.RetrievalPage(0, 3);
+      const PageContent want = full.RetrievalPage(0, 3);
+      EXPECT_TRUE(Identical(open.keys, want.keys));
+      EXPECT_TRUE(Identical(open.values, want.values));
+      EXPECT_TRUE(Identical(open.stats, want.stats));
+    }
+  }
+}
+
+class RecycledCache : public TargetTest {};
+
+INSTANTIATE_TEST_SUITE_P(Backends, RecycledCache,
+                         testing::ValuesIn(WithEachFormat(Targets(BackendNames()))),
+                         TargetTestName);
+
 // A sequence of huge keys and values ends; the next one gets its slot, pages and ring.
-TEST_P(Cache, RecycledPageLeaksNothing) {
+TEST_P(RecycledCache, LeaksNothing) {
   for (const size_t shape_index : {0u, 1u, 4u, 8u, 9u}) {
-    const LayerShape shape = LayerShapes()[shape_index];
+    LayerShape shape = LayerShapes()[shape_index];
+    shape.format = GetParam().format;
     const TokenData huge = RandomData(5, 1e4f);
     const TokenData normal = RandomData(5);
     const TokenData data = [&](int32_t sequence, int32_t position, std::span<float> qkv) {
@@ -148,23 +221,63 @@ class Transfer : public TargetTest {
 
   KvPageLayout Layout(int32_t head_dim, PageScore score) const {
     return MakeKvPageLayout(
-        3, head_dim, dtype() == DType::kFloat32 ? KvFormat::kFloat32 : KvFormat::kBFloat16, score);
+        3, head_dim, dtype() == DType::kFloat32 ? KvFormat::kFloat32 : GetParam().format, score);
+  }
+
+  // Exported keys and values of a boxed page: what codes read back as in boxes and on grids.
+  template <typename CanonicalPage>
+  static void FillBoxed(CanonicalPage& page, const KvPageLayout& layout) {
+    const auto dim = static_cast<size_t>(layout.head_dim);
+    const int32_t codes = 1 << layout.key_bits();
+    std::vector<float> boxes(static_cast<size_t>(page.boxes.size()));
+    std::vector<float> grids(static_cast<size_t>(page.grids.size()));
+    std::vector<float> keys(static_cast<size_t>(page.keys.size()));
+    std::vector<float> values(keys.size());
+    for (size_t i = 0; i < boxes.size(); ++i) {
+      const bool upper = i / dim % 2 == 1;
+      boxes[i] = upper ? boxes[i - dim] + 0.125f * static_cast<float>(i % 7)  // some have no width
+                       : 0.25f * static_cast<float>(i % 97) - 12.0f;
+    }
+    for (size_t row = 0; row < grids.size() / 2; ++row) {
+      grids[2 * row] = 0.5f * static_cast<float>(row % 31) - 9.0f;
+      grids[2 * row + 1] = 0.0625f * static_cast<float>(row % 5);
+    }
+    for (size_t i = 0; i < keys.size(); ++i) {
+      const float* box = boxes.data() + i / (kPageTokens * dim) * 2 * dim + i % dim;
+      const float step = (box[dim] - box[0]) / static_cast<float>(codes);
+      const auto code =
+          static_cast<float>(step == 0.0f ? 0 : static_cast<int32_t>(i * i / 7) % codes);
+      keys[i] = box[0] + (code + 0.5f) * step;
+      const float* grid = grids.data() + i / dim * 2;
+      values[i] = grid[0] + static_cast<float>(static_cast<int32_t>(i * i / 5) % codes) * grid[1];
+    }
+    page.boxes.Upload(boxes);
+    page.grids.Upload(grids);
+    page.keys.Upload(keys);
+    page.values.Upload(values);
   }
 
   struct Canonical {
     Canonical(Backend& backend, const KvPageLayout& layout)
         : keys(backend, int64_t{layout.heads} * kPageTokens * layout.head_dim),
           values(backend, keys.size()),
-          stats(backend, int64_t{layout.heads} * StatsRows(layout.score) * layout.head_dim) {
-      keys.Poison();
-      values.Poison();
-      stats.Poison();
+          stats(backend, int64_t{layout.heads} * StatsRows(layout.score) * layout.head_dim),
+          boxes(backend, int64_t{layout.heads} * 2 * layout.head_dim),
+          grids(backend, int64_t{layout.heads} * kPageTokens * 2) {
+      for (DeviceArray<float>* array : {&keys, &values, &stats, &boxes, &grids}) {
+        array->Poison();
+      }
     }
     TransferPageParams Params(std::byte* page, const KvPageLayout& layout) const {
-      return {page, layout, keys.data(), values.data(),
-              layout.score == PageScore::kNone ? nullptr : stats.data()};
+      return {page,
+              layout,
+              keys.data(),
+              values.data(),
+              layout.score == PageScore::kNone ? nullptr : stats.data(),
+              layout.boxed() ? boxes.data() : nullptr,
+              layout.boxed() ? grids.data() : nullptr};
     }
-    DeviceArray<float> keys, values, stats;
+    DeviceArray<float> keys, values, stats, boxes, grids;
   };
 
   void Fill(DeviceArray<float>& array, uint64_t seed) const {
@@ -190,7 +303,8 @@ class Transfer : public TargetTest {
   std::unique_ptr<Stream> stream_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Backends, Transfer, testing::ValuesIn(Targets(BackendNames())),
+INSTANTIATE_TEST_SUITE_P(Backends, Transfer,
+                         testing::ValuesIn(WithEachFormat(Targets(BackendNames()))),
                          TargetTestName);
 
 TEST_P(Transfer, ImportedPageIsCopiedAndExportedUnchanged) {
@@ -201,8 +315,12 @@ TEST_P(Transfer, ImportedPageIsCopiedAndExportedUnchanged) {
       pool.Poison();
       auto* pages = reinterpret_cast<std::byte*>(pool.data());
       Canonical in(*backend_, layout), out(*backend_, layout);
-      Fill(in.keys, 1);
-      Fill(in.values, 2);
+      if (layout.boxed()) {
+        FillBoxed(in, layout);
+      } else {
+        Fill(in.keys, 1);
+        Fill(in.values, 2);
+      }
       if (score == PageScore::kSketch) {
         FillSketch(in.stats, layout);
       } else {
@@ -217,7 +335,11 @@ TEST_P(Transfer, ImportedPageIsCopiedAndExportedUnchanged) {
       ASSERT_TRUE(stream_->Synchronize().ok());
       EXPECT_TRUE(Identical(out.keys.Download(), in.keys.Download())) << head_dim;
       EXPECT_TRUE(Identical(out.values.Download(), in.values.Download())) << head_dim;
-      if (score != PageScore::kNone) {
+      if (layout.boxed()) {
+        EXPECT_TRUE(Identical(out.boxes.Download(), in.boxes.Download())) << head_dim;
+        EXPECT_TRUE(Identical(out.grids.Download(), in.grids.Download())) << head_dim;
+      }
+      if (score == PageScore::kMinMax || (score == PageScore::kSketch && !layout.boxed())) {
         EXPECT_TRUE(Identical(out.stats.Download(), in.stats.Download())) << head_dim;
       }
       const std::vector<uint8_t> bytes = pool.Download();

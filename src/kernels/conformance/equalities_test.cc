@@ -9,12 +9,19 @@ namespace {
 
 class Equalities : public TargetTest {
  protected:
+  // Shapes with the target's page format.
+  LayerShape Shape(size_t index) const {
+    LayerShape shape = LayerShapes()[index];
+    shape.format = GetParam().format;
+    return shape;
+  }
   Layer MakeLayer(const LayerShape& shape, uint64_t placement = 1) {
     return Layer(*backend_, shape, dtype(), RandomData(5), 640, placement);
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(Backends, Equalities, testing::ValuesIn(Targets(BackendNames())),
+INSTANTIATE_TEST_SUITE_P(Backends, Equalities,
+                         testing::ValuesIn(WithEachFormat(Targets(BackendNames()))),
                          TargetTestName);
 
 const std::vector<SequenceLengths>& Sequences() {
@@ -24,7 +31,7 @@ const std::vector<SequenceLengths>& Sequences() {
 
 TEST_P(Equalities, PagePlacementChangesNothing) {
   for (const size_t shape_index : {0u, 1u, 4u, 8u}) {
-    const LayerShape shape = LayerShapes()[shape_index];
+    const LayerShape shape = Shape(shape_index);
     const std::vector<Step> schedule = RandomSchedule(Sequences(), 11);
     Layer one = MakeLayer(shape, 1);
     one.Run(schedule);
@@ -39,7 +46,7 @@ TEST_P(Equalities, PagePlacementChangesNothing) {
 
 TEST_P(Equalities, ChunkingChangesNothing) {
   for (const size_t shape_index : {2u, 3u, 4u, 9u}) {
-    const LayerShape shape = LayerShapes()[shape_index];
+    const LayerShape shape = Shape(shape_index);
     const std::vector<SequenceLengths> sequence = {{275, 280}};
     Layer whole = MakeLayer(shape);
     whole.Run(PlainSchedule(sequence, 275));
@@ -54,7 +61,7 @@ TEST_P(Equalities, ChunkingChangesNothing) {
 
 TEST_P(Equalities, BatchMixChangesNothing) {
   for (const size_t shape_index : {1u, 3u, 4u, 7u, 8u}) {
-    const LayerShape shape = LayerShapes()[shape_index];
+    const LayerShape shape = Shape(shape_index);
     Layer alone = MakeLayer(shape);
     alone.Run(PlainSchedule(Sequences(), 128));
     Layer mixed = MakeLayer(shape);
@@ -65,7 +72,7 @@ TEST_P(Equalities, BatchMixChangesNothing) {
 
 TEST_P(Equalities, ThreadCountChangesNothing) {
   const std::vector<Step> schedule = RandomSchedule({{1, 4}, {130, 135}, {200, 205}}, 13);
-  const LayerShape shape = LayerShapes()[4];
+  const LayerShape shape = Shape(4);
   BackendOptions options;
   options.threads = 1;
   const std::unique_ptr<Backend> single = MakeBackend(GetParam().backend, options).value();
@@ -83,7 +90,7 @@ TEST_P(Equalities, ThreadCountChangesNothing) {
 // Recomputing a sequence after it lost its slot: prompt by prefill, generated tokens as decode
 // rows.
 TEST_P(Equalities, RebuiltSequenceEqualsTheOriginal) {
-  const LayerShape shape = LayerShapes()[1];
+  const LayerShape shape = Shape(1);
   const std::vector<SequenceLengths> sequence = {{200, 215}};
   Layer layer = MakeLayer(shape);
   layer.Run(PlainSchedule(sequence, 128));
@@ -95,7 +102,7 @@ TEST_P(Equalities, RebuiltSequenceEqualsTheOriginal) {
 
 TEST_P(Equalities, BudgetThatCoversTheContextEqualsDense) {
   for (const int32_t unit : {64, 32, 16}) {
-    LayerShape sparse = LayerShapes()[0];
+    LayerShape sparse = Shape(0);
     sparse.policy = {320, unit, 1};
     LayerShape dense = sparse;
     dense.policy.token_budget = 0;
@@ -113,7 +120,7 @@ TEST_P(Equalities, BudgetThatCoversTheContextEqualsDense) {
 
 // One token over the budget, all units but one are kept; at the budget, all.
 TEST_P(Equalities, SelectionStartsOneTokenBeyondTheBudget) {
-  LayerShape shape = LayerShapes()[0];
+  LayerShape shape = Shape(0);
   shape.policy = {256, 64, 1};
   Layer layer = MakeLayer(shape);
   layer.Run(PlainSchedule({{255, 258}}, 128));
@@ -128,6 +135,9 @@ TEST_P(Equalities, SelectionStartsOneTokenBeyondTheBudget) {
 TEST_P(Equalities, StreamingEqualsDenseWhileItsWindowCoversTheSequence) {
   LayerShape streaming{0, 2, 64, 2, 128, 100, {0, 64, 1}, false, false};
   LayerShape dense{2, 0, 64, 2, 128, 100, {0, 64, 1}, false, false};
+  if (GetParam().format != KvFormat::kBFloat16) {
+    GTEST_SKIP() << "streaming pages are never boxed";
+  }
   Layer layer = MakeLayer(streaming);
   Layer expected = MakeLayer(dense);
   for (Layer* each : {&layer, &expected}) {
@@ -139,8 +149,24 @@ TEST_P(Equalities, StreamingEqualsDenseWhileItsWindowCoversTheSequence) {
   }
 }
 
+// Prefill and decode see the same: their own page in full, every page before it as it was closed.
+TEST_P(Equalities, DecodeRowsEqualPrefillRows) {
+  LayerShape shape = Shape(2);
+  shape.policy.token_budget = 0;
+  Layer decoded = MakeLayer(shape);
+  decoded.Run(PlainSchedule({{140, 280}}, 128));
+  Layer prefilled = MakeLayer(shape);
+  prefilled.Run(PlainSchedule({{280, 280}}, 280));
+  for (int32_t position = 140; position < 280; ++position) {
+    EXPECT_TRUE(Near(decoded.row(0, position).output, prefilled.row(0, position).output,
+                     ToleranceOf(dtype(), 280)))
+        << "position " << position;
+  }
+  EXPECT_TRUE(Identical(decoded.Pages(0), prefilled.Pages(0)));
+}
+
 TEST_P(Equalities, ListOfAllBlocksEqualsDensePrefill) {
-  const LayerShape shape = LayerShapes()[1];
+  const LayerShape shape = Shape(1);
   Layer dense = MakeLayer(shape);
   dense.Run(PlainSchedule({{300, 300}}, 100));
   Layer listed = MakeLayer(shape);

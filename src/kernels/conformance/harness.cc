@@ -28,9 +28,26 @@ std::vector<Target> WithEachScore(const std::vector<Target>& targets) {
   return with_scores;
 }
 
+std::vector<Target> WithEachFormat(const std::vector<Target>& targets) {
+  std::vector<Target> with_formats;
+  for (Target target : targets) {
+    with_formats.push_back(target);
+    for (const KvFormat format : {KvFormat::kInt8, KvFormat::kInt4}) {
+      target.format = format;
+      if (target.dtype == DType::kBFloat16) {
+        with_formats.push_back(target);
+      }
+    }
+  }
+  return with_formats;
+}
+
 std::string TargetName(const Target& target) {
   return target.backend + "_" + DTypeName(target.dtype) +
-         (target.score == PageScore::kSketch ? "_sketch" : "");
+         (target.score == PageScore::kSketch ? "_sketch" : "") +
+         (target.format == KvFormat::kInt8   ? "_int8"
+          : target.format == KvFormat::kInt4 ? "_int4"
+                                             : "");
 }
 
 std::string TargetTestName(const testing::TestParamInfo<Target>& test) {
@@ -279,7 +296,9 @@ testing::AssertionResult Identical(const std::map<int32_t, PageContent>& got,
     const PageContent& other = found->second;
     for (const auto& [a, b, what] : {std::tuple{&other.keys, &content.keys, "keys"},
                                      std::tuple{&other.values, &content.values, "values"},
-                                     std::tuple{&other.stats, &content.stats, "statistics"}}) {
+                                     std::tuple{&other.stats, &content.stats, "statistics"},
+                                     std::tuple{&other.boxes, &content.boxes, "boxes"},
+                                     std::tuple{&other.grids, &content.grids, "grids"}}) {
       if (testing::AssertionResult same = Identical(*a, *b); !same) {
         return same << " in the " << what << " of page " << page;
       }

@@ -31,10 +31,13 @@ struct Target {
   std::string backend;
   DType dtype;
   PageScore score = PageScore::kMinMax;
+  KvFormat format = KvFormat::kBFloat16;  // of closed retrieval pages; float32 holds kFloat32
 };
 std::vector<Target> Targets(const std::vector<std::string>& backends);
 // Each target with either page score.
 std::vector<Target> WithEachScore(const std::vector<Target>& targets);
+// Each target, and with bf16 activations in each boxed format too.
+std::vector<Target> WithEachFormat(const std::vector<Target>& targets);
 std::string TargetName(const Target& target);
 std::string TargetTestName(const testing::TestParamInfo<Target>& test);
 
@@ -138,7 +141,8 @@ struct LayerShape {
   SelectionPolicy policy = {0, 64, 1};  // budget 0: dense, no statistics, no lists
   bool bias = false;
   bool norms = false;
-  PageScore score = PageScore::kMinMax;  // where there is a budget
+  PageScore score = PageScore::kMinMax;   // where there is a budget
+  KvFormat format = KvFormat::kBFloat16;  // of closed retrieval pages; float32 holds kFloat32
 
   int32_t kv_heads() const { return retrieval_heads + streaming_heads; }
   int32_t q_heads() const { return kv_heads() * group; }
@@ -190,6 +194,8 @@ struct PageContent {
   // kMinMax [heads, ceil(tokens / 16), 2, head_dim]; kSketch [heads, StatsRows, head_dim], of
   // closed pages only.
   std::vector<float> stats;
+  std::vector<float> boxes;  // boxed pages: [heads, 2, head_dim]
+  std::vector<float> grids;  // boxed pages: [heads, 64, 2]
 };
 
 class Layer {
@@ -242,8 +248,7 @@ class Layer {
   void Grow(Sequence& sequence, int32_t length);
   void Select(const std::vector<int32_t>& decode);
   void AttendPrefill(const Step& step);
-  PageContent Export(std::byte* page, const KvPageLayout& layout, int32_t tokens,
-                     bool closed) const;
+  PageContent Export(std::byte* page, const KvPageLayout& layout, int32_t tokens) const;
   UnitLists lists() const;
 
   Backend& backend_;
@@ -260,7 +265,7 @@ class Layer {
   BlockList blocks_;
 
   Batch batch_;
-  DeviceArray<uint8_t> pages_, open_, ring_, chunk_;
+  DeviceArray<uint8_t> pages_, open_, ring_, chunk_, retrieval_chunk_;
   DeviceArray<int32_t> table_, ring_table_, prompt_tokens_, units_, unit_counts_;
   DeviceArray<float> angles_, scores_, frequencies_;
   ActivationArray qkv_, q_, output_, bias_, norm_;

@@ -47,9 +47,11 @@ std::vector<float> Frequencies(int32_t head_dim) {
   return frequencies;
 }
 
-KvFormat FormatOf(DType dtype) {
-  return dtype == DType::kFloat32 ? KvFormat::kFloat32 : KvFormat::kBFloat16;
+KvFormat FormatOf(const LayerShape& shape, DType dtype) {
+  return dtype == DType::kFloat32 ? KvFormat::kFloat32 : shape.format;
 }
+
+int64_t MaxChunkPages() { return Layer::kMaxRows / kPageTokens + 2 * Layer::kSlots; }
 
 }  // namespace
 
@@ -59,7 +61,10 @@ std::ostream& operator<<(std::ostream& out, const LayerShape& shape) {
              << shape.sink_tokens << " + " << shape.local_tokens << ", budget "
              << shape.policy.token_budget << " in units of " << shape.policy.unit_tokens
              << ", reuse interval " << shape.policy.reuse_interval
-             << (shape.score == PageScore::kSketch ? ", sketch" : "");
+             << (shape.score == PageScore::kSketch ? ", sketch" : "")
+             << (shape.format == KvFormat::kInt8   ? ", int8"
+                 : shape.format == KvFormat::kInt4 ? ", int4"
+                                                   : "");
 }
 
 std::vector<LayerShape> LayerShapes() {
@@ -155,18 +160,19 @@ Layer::Layer(Backend& backend, const LayerShape& shape, DType dtype, TokenData d
       max_pages_((max_tokens + kPageTokens - 1) / kPageTokens),
       stream_(backend.MakeStream()),
       retrieval_layout_(
-          MakeKvPageLayout(shape.retrieval_heads, shape.head_dim, FormatOf(dtype),
+          MakeKvPageLayout(shape.retrieval_heads, shape.head_dim, FormatOf(shape, dtype),
                            shape.policy.token_budget > 0 ? shape.score : PageScore::kNone)),
-      streaming_layout_(MakeKvPageLayout(shape.streaming_heads, shape.head_dim, FormatOf(dtype),
-                                         PageScore::kNone)),
+      streaming_layout_(MakeKvPageLayout(shape.streaming_heads, shape.head_dim,
+                                         OpenFormat(FormatOf(shape, dtype)), PageScore::kNone)),
       free_slots_(Shuffled(kSlots, placement)),
       free_retrieval_(Shuffled(kSlots * max_pages_ + 3, placement + 1)),
       free_ring_(Shuffled(kSlots * RingEntries(shape) + 3, placement + 2)),
       batch_(backend, kMaxRows, kSlots),
       pages_(backend, (kSlots * max_pages_ + 3) * retrieval_layout_.page_bytes()),
-      open_(backend, kSlots * retrieval_layout_.page_bytes()),
+      open_(backend, kSlots * retrieval_layout_.open().page_bytes()),
       ring_(backend, (kSlots * RingEntries(shape) + 3) * streaming_layout_.page_bytes()),
-      chunk_(backend, (kMaxRows / kPageTokens + 2 * kSlots) * streaming_layout_.page_bytes()),
+      chunk_(backend, MaxChunkPages() * streaming_layout_.page_bytes()),
+      retrieval_chunk_(backend, MaxChunkPages() * retrieval_layout_.open().page_bytes()),
       table_(backend, int64_t{kSlots} * max_pages_),
       ring_table_(backend, int64_t{kSlots} * RingEntries(shape)),
       prompt_tokens_(backend, kSlots),
@@ -195,8 +201,13 @@ Layer::Layer(Backend& backend, const LayerShape& shape, DType dtype, TokenData d
 }
 
 RetrievalLane Layer::retrieval() const {
-  return {reinterpret_cast<std::byte*>(pages_.data()), reinterpret_cast<std::byte*>(open_.data()),
-          table_.data(), max_pages_, retrieval_layout_};
+  return {
+      reinterpret_cast<std::byte*>(pages_.data()),
+      reinterpret_cast<std::byte*>(open_.data()),
+      table_.data(),
+      max_pages_,
+      retrieval_layout_,
+      retrieval_layout_.boxed() ? reinterpret_cast<std::byte*>(retrieval_chunk_.data()) : nullptr};
 }
 
 StreamingLane Layer::streaming() const {
@@ -308,6 +319,7 @@ void Layer::Run(const Step& step) {
   q_.Poison();
   output_.Poison();
   chunk_.Poison();
+  retrieval_chunk_.Poison();
 
   const Ops& ops = backend_.ops();
   RunOp(
@@ -444,29 +456,30 @@ void Layer::AttendPrefill(const Step& step) {
   RunOp(backend_, *stream_, backend_.ops().attend_prefill, attend);
 }
 
-PageContent Layer::Export(std::byte* page, const KvPageLayout& layout, int32_t tokens,
-                          bool closed) const {
+PageContent Layer::Export(std::byte* page, const KvPageLayout& layout, int32_t tokens) const {
   const int64_t dim = layout.head_dim;
   const int64_t elements = int64_t{layout.heads} * kPageTokens * dim;
   const int64_t stats_rows = StatsRows(layout.score);
-  std::vector<float> keys(static_cast<size_t>(elements));
-  std::vector<float> values(static_cast<size_t>(elements));
-  std::vector<float> stats(static_cast<size_t>(layout.heads * stats_rows * dim));
+  const int64_t boxed_heads = layout.boxed() ? layout.heads : 0;
   // Export runs on the host's side of a page transfer; its canonical arrays are device memory.
   DeviceArray<float> device_keys(backend_, elements), device_values(backend_, elements),
-      device_stats(backend_, static_cast<int64_t>(stats.size()));
+      device_stats(backend_, layout.heads * stats_rows * dim),
+      device_boxes(backend_, boxed_heads * 2 * dim),
+      device_grids(backend_, boxed_heads * kPageTokens * 2);
   RunOp(backend_, *stream_, backend_.ops().export_page,
         TransferPageParams{page, layout, device_keys.data(), device_values.data(),
-                           layout.score == PageScore::kNone ? nullptr : device_stats.data()});
-  keys = device_keys.Download();
-  values = device_values.Download();
-  stats = device_stats.Download();
+                           layout.score == PageScore::kNone ? nullptr : device_stats.data(),
+                           layout.boxed() ? device_boxes.data() : nullptr,
+                           layout.boxed() ? device_grids.data() : nullptr});
+  const std::vector<float> keys = device_keys.Download();
+  const std::vector<float> values = device_values.Download();
+  const std::vector<float> stats = device_stats.Download();
   PageContent content;
   content.tokens = tokens;
+  content.boxes = device_boxes.Download();
+  content.grids = device_grids.Download();
   const int32_t logical_pages = (tokens + kLogicalPageTokens - 1) / kLogicalPageTokens;
-  const int64_t valid_rows = layout.score == PageScore::kMinMax ? 2 * logical_pages
-                             : closed                           ? stats_rows
-                                                                : 0;
+  const int64_t valid_rows = layout.score == PageScore::kMinMax ? 2 * logical_pages : stats_rows;
   for (int32_t head = 0; head < layout.heads; ++head) {
     const auto take = [&](const std::vector<float>& from, int64_t first, int64_t count,
                           std::vector<float>& to) {
@@ -481,13 +494,14 @@ PageContent Layer::Export(std::byte* page, const KvPageLayout& layout, int32_t t
 
 PageContent Layer::RetrievalPage(int32_t sequence, int32_t page) const {
   const Sequence& state = sequences_.at(sequence);
-  const int32_t newest = (state.length - 1) / kPageTokens;
   const RetrievalLane lane = retrieval();
-  std::byte* data = page == newest ? lane.open + state.slot * lane.layout.page_bytes()
-                                   : lane.pages + state.retrieval_pages[static_cast<size_t>(page)] *
-                                                      lane.layout.page_bytes();
-  return Export(data, lane.layout, std::min(kPageTokens, state.length - page * kPageTokens),
-                page != newest);
+  if (page == (state.length - 1) / kPageTokens) {
+    const KvPageLayout open = lane.layout.open();
+    return Export(lane.open + state.slot * open.page_bytes(), open,
+                  state.length - page * kPageTokens);
+  }
+  const int32_t id = state.retrieval_pages[static_cast<size_t>(page)];
+  return Export(lane.pages + id * lane.layout.page_bytes(), lane.layout, kPageTokens);
 }
 
 PageContent Layer::StreamingPage(int32_t sequence, int32_t page) const {
@@ -495,7 +509,7 @@ PageContent Layer::StreamingPage(int32_t sequence, int32_t page) const {
   const StreamingLane lane = streaming();
   const auto entry = static_cast<size_t>(StreamingRingSlot(lane, page));
   return Export(lane.pages + state.ring_pages[entry] * lane.layout.page_bytes(), lane.layout,
-                std::min(kPageTokens, state.length - page * kPageTokens), false);
+                std::min(kPageTokens, state.length - page * kPageTokens));
 }
 
 std::map<int32_t, PageContent> Layer::Pages(int32_t sequence) const {

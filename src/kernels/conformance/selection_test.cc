@@ -10,7 +10,17 @@ namespace {
 class Selection : public TargetTest {
  protected:
   LayerShape Shape(int32_t budget, int32_t unit, int32_t interval = 1) const {
-    return {1, 0, 64, 1, 128, 256, {budget, unit, interval}, false, false, GetParam().score};
+    return {1,
+            0,
+            64,
+            1,
+            128,
+            256,
+            {budget, unit, interval},
+            false,
+            false,
+            GetParam().score,
+            GetParam().format};
   }
   Layer MakeLayer(const LayerShape& shape, TokenData data) {
     return Layer(*backend_, shape, dtype(), std::move(data), 704);
@@ -18,7 +28,8 @@ class Selection : public TargetTest {
 };
 
 INSTANTIATE_TEST_SUITE_P(Backends, Selection,
-                         testing::ValuesIn(WithEachScore(Targets(BackendNames()))), TargetTestName);
+                         testing::ValuesIn(WithEachFormat(WithEachScore(Targets(BackendNames())))),
+                         TargetTestName);
 
 // The channel pair that RoPE turns least: as good as not at all over a few hundred tokens.
 int32_t StillChannel(const LayerShape& shape) { return shape.head_dim / 2 - 1; }
@@ -239,6 +250,7 @@ TEST_P(Selection, ScaledChannelPairsChangeNothing) {
 TEST_P(Selection, MixedLengthsKeepTheirOwnScores) {
   LayerShape shape = LayerShapes()[4];
   shape.score = GetParam().score;
+  shape.format = GetParam().format;
   const std::vector<int32_t> prompts = {130, 257, 400, 449};
   const auto prefill = [&](Layer& layer, int32_t s) {
     layer.Run(Step{{}, {{s, prompts[static_cast<size_t>(s)]}}, true});

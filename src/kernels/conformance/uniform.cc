@@ -1,16 +1,26 @@
 #include "kernels/conformance/uniform.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 namespace lserve::conformance {
 
 TokenData UniformData(const LayerShape& shape, uint64_t seed) {
   const TokenData random = RandomData(seed);
-  const int64_t queries = int64_t{shape.q_heads()} * shape.head_dim;
+  const auto dim = static_cast<size_t>(shape.head_dim);
+  const auto queries = static_cast<size_t>(shape.q_heads()) * dim;
+  const auto keys = static_cast<size_t>(shape.kv_heads()) * dim;
   return [=](int32_t sequence, int32_t position, std::span<float> qkv) {
     random(sequence, position, qkv);
-    std::fill(qkv.begin(), qkv.begin() + queries, 0.0f);
+    std::fill(qkv.begin(), qkv.begin() + static_cast<std::ptrdiff_t>(queries), 0.0f);
+    for (size_t i = queries + keys; i < qkv.size(); ++i) {
+      const auto place = (i + static_cast<size_t>(position)) % dim;
+      const float cell = place == 0   ? 0.0f
+                         : place == 1 ? 15.0f
+                                      : std::clamp(std::round(7.5f + 3.0f * qkv[i]), 0.0f, 15.0f);
+      qkv[i] = -8.0f + cell * 17.0f / 16.0f;  // int4 steps by 17/16, int8 by 1/16
+    }
   };
 }
 

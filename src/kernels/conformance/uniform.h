@@ -1,6 +1,7 @@
 // Attention whose result is known without attention: queries are zero, so every visible token
 // weighs the same and a row's output is the mean of the values that it sees. One token too many,
-// too few or twice shows in every element.
+// too few or twice shows in every element. Values are such that every page format holds them
+// exactly.
 #pragma once
 
 #include <vector>
@@ -9,7 +10,8 @@
 
 namespace lserve::conformance {
 
-// Zero queries; random keys and values.
+// Zero queries, random keys, and random values among 16 that lie on the grids of int4 and int8 (the
+// lowest and the highest are in every row, which fixes its grid).
 TokenData UniformData(const LayerShape& shape, uint64_t seed);
 
 // Whether query heads of KV head `head` in `output` (a row's [q_heads, head_dim]) are the mean of

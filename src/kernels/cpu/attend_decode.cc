@@ -14,6 +14,7 @@
 #include "base/check.h"
 #include "kernels/cpu/attend_decode_kernel.h"
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/page_codes.h"
 #include "kernels/cpu/page_layout.h"
 #include "kernels/cpu/variant.h"
 
@@ -110,50 +111,61 @@ class UnitWalk {
   int32_t size_ = 0;
 };
 
-// Where a row's pages lie.
+// Where a row's pages lie, and what a head's units hold.
 class PageFinder {
  public:
   PageFinder(const AttendDecodeParams& params, int32_t row, int32_t head)
       : params_(params), slot_(params.batch.row_slot[row]) {
     open_page_ = params.batch.row_position[row] / kPageTokens;
     streams_ = head >= params.retrieval.layout.heads;
-    layout_ = streams_ ? &params.streaming.layout : &params.retrieval.layout;
-    const int32_t lane_head = streams_ ? head - params.retrieval.layout.heads : head;
-    key_offset_ = layout_->key_offset(lane_head);
-    value_offset_ = layout_->value_offset(lane_head);
+    layout_ = streams_ ? params.streaming.layout : params.retrieval.layout;
+    open_layout_ = layout_.open();
+    head_ = streams_ ? head - params.retrieval.layout.heads : head;
   }
 
   bool streams() const { return streams_; }
-  const KvPageLayout& layout() const { return *layout_; }
+  int32_t head_dim() const { return layout_.head_dim; }
 
-  DecodeUnit Unit(int32_t unit) const {
+  // A unit of a boxed page is read back into read_back: keys, then values.
+  DecodeUnit Unit(int32_t unit, uint16_t* read_back) const {
     constexpr int32_t kPageUnits = kPageTokens / kUnitTokens;
-    const std::byte* data = Page(unit / kPageUnits) +
-                            int64_t{unit % kPageUnits} * kUnitTokens * layout_->padded_head_dim * 2;
-    return {reinterpret_cast<const uint16_t*>(data + key_offset_),
-            reinterpret_cast<const uint16_t*>(data + value_offset_), unit * kUnitTokens, false};
+    const int64_t elements = int64_t{kUnitTokens} * layout_.padded_head_dim;
+    const int32_t page = unit / kPageUnits;
+    const bool open = !streams_ && page == open_page_;
+    const KvPageLayout& layout = open ? open_layout_ : layout_;
+    std::byte* data = open       ? params_.retrieval.open + slot_ * layout.page_bytes()
+                      : streams_ ? RingPage(page)
+                                 : ClosedPage(page);
+    const int32_t first_position = unit * kUnitTokens;
+    if (layout.boxed()) {
+      ReadBackUnits(layout, HeadCodes(layout, head_, data), unit % kPageUnits, 1, read_back,
+                    read_back + elements);
+      return {read_back, read_back + elements, first_position, false};
+    }
+    const int64_t first = unit % kPageUnits * elements;
+    return {reinterpret_cast<const uint16_t*>(data + layout.key_offset(head_)) + first,
+            reinterpret_cast<const uint16_t*>(data + layout.value_offset(head_)) + first,
+            first_position, false};
   }
 
  private:
-  const std::byte* Page(int32_t page) const {
-    const int64_t bytes = layout_->page_bytes();
-    if (streams_) {
-      const StreamingLane& lane = params_.streaming;
-      const int32_t* table = lane.table + slot_ * (lane.sink_pages + lane.ring_pages);
-      return lane.pages + table[StreamingRingSlot(lane, page)] * bytes;
-    }
+  std::byte* RingPage(int32_t page) const {
+    const StreamingLane& lane = params_.streaming;
+    const int32_t* table = lane.table + slot_ * (lane.sink_pages + lane.ring_pages);
+    return lane.pages + table[StreamingRingSlot(lane, page)] * layout_.page_bytes();
+  }
+  std::byte* ClosedPage(int32_t page) const {
     const RetrievalLane& lane = params_.retrieval;
-    return page == open_page_ ? lane.open + slot_ * bytes
-                              : lane.pages + lane.table[slot_ * lane.max_pages + page] * bytes;
+    return lane.pages + lane.table[slot_ * lane.max_pages + page] * layout_.page_bytes();
   }
 
   const AttendDecodeParams& params_;
   const int64_t slot_;
   int32_t open_page_ = 0;
   bool streams_ = false;
-  const KvPageLayout* layout_ = nullptr;
-  int64_t key_offset_ = 0;
-  int64_t value_offset_ = 0;
+  KvPageLayout layout_;
+  KvPageLayout open_layout_;
+  int32_t head_ = 0;  // in its lane
 };
 
 // A thread's scratch for one segment.
@@ -162,7 +174,8 @@ struct DecodeScratch {
   uint16_t* q;
   float* scores;
   uint16_t* probabilities;
-  uint16_t* tail;  // values of the newest unit, zero where there is no token yet
+  uint16_t* tail;       // values of the newest unit, zero where there is no token yet
+  uint16_t* read_back;  // [units][keys, values][16 * padded head dim], for boxed pages
 };
 
 // Carves the parts off `memory`; with null it only counts the bytes.
@@ -182,6 +195,8 @@ int64_t LayOut(const AttendDecodeParams& params, const DecodeShape& shape, std::
   take(scratch->scores, params.group * tokens);
   take(scratch->probabilities, params.group * tokens);
   take(scratch->tail, int64_t{kUnitTokens} * shape.padded_head_dim);
+  take(scratch->read_back,
+       params.retrieval.layout.boxed() ? 2 * tokens * shape.padded_head_dim : int64_t{0});
   return offset;
 }
 
@@ -207,7 +222,8 @@ void RunSegment(const AttendDecodeParams& params, const DecodeShape& shape,
   segment.unit_count = std::min(shape.segment_units, walk.size() - first);
   for (int32_t i = 0; i < segment.unit_count; ++i) {
     DecodeUnit& unit = scratch.units[i];
-    unit = pages.Unit(walk[first + i]);
+    unit = pages.Unit(walk[first + i],
+                      scratch.read_back + i * int64_t{2 * kUnitTokens} * shape.padded_head_dim);
     const int32_t last = unit.first_position + kUnitTokens - 1;
     unit.edge = last > position || (last >= segment.sink_tokens &&
                                     position - unit.first_position >= segment.local_tokens);
@@ -217,7 +233,7 @@ void RunSegment(const AttendDecodeParams& params, const DecodeShape& shape,
       unit.values = scratch.tail;
     }
   }
-  const int64_t head_dim = pages.layout().head_dim;
+  const int64_t head_dim = pages.head_dim();
   const auto* q = static_cast<const uint16_t*>(params.q) +
                   (int64_t{row} * params.q_heads + int64_t{head} * params.group) * head_dim;
   for (int32_t g = 0; g < params.group; ++g) {

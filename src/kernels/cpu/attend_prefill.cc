@@ -3,7 +3,8 @@
 //
 // A task is a query block (128 tokens at an absolute multiple) of a chunk and a KV head: the rows
 // of the group's query heads share every block of keys and values. Blocks are grouped into steps by
-// their index in the list, which depends on the query block alone, never on the chunk.
+// their index in the list, which depends on the query block alone, never on the chunk. Rows are
+// tiled page by page, because rows of a boxed page see it in full and later rows see its codes.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -14,6 +15,7 @@
 #include "base/check.h"
 #include "kernels/cpu/attend_prefill_kernel.h"
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/page_codes.h"
 #include "kernels/cpu/page_layout.h"
 #include "kernels/cpu/variant.h"
 
@@ -129,7 +131,8 @@ struct PrefillScratch {
   float* scores;
   uint16_t* probabilities;
   float* staging;
-  uint16_t* tail;  // values of the newest page, zero where there is no token yet
+  uint16_t* tail;       // values of the newest page, zero where there is no token yet
+  uint16_t* read_back;  // [kStepBlocks][keys, values][64 * padded head dim], for boxed pages
 };
 
 // Carves the parts off `memory`; with null it only counts the bytes.
@@ -155,6 +158,9 @@ int64_t LayOut(const AttendPrefillParams& params, std::byte* memory, PrefillScra
   take(scratch->probabilities, int64_t{kRowTile} * kProbabilityStride);
   take(scratch->staging, kRowTile * dims);
   take(scratch->tail, kPageTokens * dims);
+  take(scratch->read_back, params.retrieval.layout.boxed()
+                               ? int64_t{kStepBlocks} * 2 * kPageTokens * dims
+                               : int64_t{0});
   return offset;
 }
 
@@ -169,12 +175,10 @@ class PrefillWorker {
   void Run(const PrefillTask& task) {
     const int32_t retrieval_heads = params_.retrieval.layout.heads;
     streams_ = task.head >= retrieval_heads;
-    layout_ = streams_ ? &params_.streaming.layout : &params_.retrieval.layout;
+    layout_ = streams_ ? params_.streaming.layout : params_.retrieval.layout;
     head_ = streams_ ? task.head - retrieval_heads : task.head;
     chunk_ = &params_.batch.chunks[task.chunk];
-    rows_ = RowsOf(*chunk_, task.query_block);
-    count_ = (rows_.end - rows_.first) * params_.group;
-    tile_rows_ = (count_ + kRowTile - 1) / kRowTile * kRowTile;
+    SplitRows(RowsOf(*chunk_, task.query_block));
     tail_page_ = -1;
     LoadQueries(task.head);
 
@@ -191,41 +195,78 @@ class PrefillWorker {
   }
 
  private:
-  int64_t dims() const { return layout_->padded_head_dim; }
+  // The task's rows in one page: positions [first, end), head by head, in whole tiles from scratch
+  // row `first_row` on.
+  struct PageRows {
+    int32_t first;
+    int32_t end;
+    int32_t first_row;
+    int32_t tile_rows;
+  };
 
-  // Copies the group's query rows, head by head, padded with zeros to whole tiles and dims.
-  void LoadQueries(int32_t kv_head) {
-    const int64_t head_dim = layout_->head_dim;
-    const int32_t rows = rows_.end - rows_.first;
-    const int64_t first_row = chunk_->first_row + (rows_.first - chunk_->first_position);
-    const auto* source = static_cast<const uint16_t*>(params_.q);
-    if (dims() != head_dim) {
-      std::memset(scratch_.q, 0, static_cast<size_t>(count_ * dims()) * 2);
+  int64_t dims() const { return layout_.padded_head_dim; }
+
+  void SplitRows(TaskRows rows) {
+    tile_rows_ = 0;
+    page_count_ = 0;
+    for (int32_t first = rows.first; first < rows.end;) {
+      const int32_t end = std::min(rows.end, (first / kPageTokens + 1) * kPageTokens);
+      const int32_t count = (end - first) * params_.group;
+      const int32_t tile_rows = (count + kRowTile - 1) / kRowTile * kRowTile;
+      pages_[static_cast<size_t>(page_count_++)] = {first, end, tile_rows_, tile_rows};
+      tile_rows_ += tile_rows;
+      first = end;
     }
-    for (int32_t g = 0; g < params_.group; ++g) {
-      const int64_t q_head = int64_t{kv_head} * params_.group + g;
-      for (int32_t r = 0; r < rows; ++r) {
-        const int64_t to = int64_t{g} * rows + r;
-        std::memcpy(scratch_.q + to * dims(),
-                    source + ((first_row + r) * params_.q_heads + q_head) * head_dim,
-                    static_cast<size_t>(head_dim) * 2);
-        scratch_.positions[to] = rows_.first + r;
+  }
+
+  // Calls visit(scratch row, position, offset of its head_dim elements in q and output) for every
+  // row of the group's query heads.
+  template <typename Visit>
+  void ForRows(int32_t kv_head, Visit visit) const {
+    for (int32_t page = 0; page < page_count_; ++page) {
+      const PageRows& part = pages_[static_cast<size_t>(page)];
+      int32_t row = part.first_row;
+      for (int32_t g = 0; g < params_.group; ++g) {
+        const int64_t q_head = int64_t{kv_head} * params_.group + g;
+        for (int32_t position = part.first; position < part.end; ++position, ++row) {
+          const int64_t batch_row = chunk_->first_row + (position - chunk_->first_position);
+          visit(row, position, (batch_row * params_.q_heads + q_head) * layout_.head_dim);
+        }
       }
     }
-    std::memset(scratch_.q + count_ * dims(), 0,
-                static_cast<size_t>((tile_rows_ - count_) * dims()) * 2);
-    std::fill(scratch_.positions + count_, scratch_.positions + tile_rows_, rows_.end - 1);
+  }
+
+  // Copies the query rows, padded with zeros to whole tiles and dims.
+  void LoadQueries(int32_t kv_head) {
+    std::memset(scratch_.q, 0, static_cast<size_t>(tile_rows_ * dims()) * 2);
+    for (int32_t page = 0; page < page_count_; ++page) {
+      const PageRows& part = pages_[static_cast<size_t>(page)];
+      std::fill_n(scratch_.positions + part.first_row, part.tile_rows, part.end - 1);
+    }
+    const auto* source = static_cast<const uint16_t*>(params_.q);
+    ForRows(kv_head, [&](int32_t row, int32_t position, int64_t offset) {
+      std::memcpy(scratch_.q + row * dims(), source + offset,
+                  static_cast<size_t>(layout_.head_dim) * 2);
+      scratch_.positions[row] = position;
+    });
     std::fill_n(scratch_.row_max, tile_rows_, -std::numeric_limits<float>::infinity());
     std::fill_n(scratch_.row_sum, tile_rows_, 0.0f);
     std::fill_n(scratch_.output, tile_rows_ * dims(), 0.0f);
   }
 
-  const std::byte* PageData(int32_t page) const {
-    const int64_t bytes = layout_->page_bytes();
+  std::byte* ClosedPage(int32_t page) const {
+    const RetrievalLane& lane = params_.retrieval;
     const int64_t slot = chunk_->slot;
+    return lane.pages + lane.table[slot * lane.max_pages + page] * layout_.page_bytes();
+  }
+
+  // Where the page lies in full: any page, but of a boxed lane only the chunk's own.
+  const std::byte* FullPage(int32_t page) const {
+    const int64_t bytes = layout_.open().page_bytes();
+    const int64_t slot = chunk_->slot;
+    const int32_t first_page = chunk_->first_position / kPageTokens;
     if (streams_) {
       const StreamingLane& lane = params_.streaming;
-      const int32_t first_page = chunk_->first_position / kPageTokens;
       if (page >= first_page) {
         return lane.chunk_pages + (chunk_->first_chunk_page + page - first_page) * bytes;
       }
@@ -236,14 +277,17 @@ class PrefillWorker {
     if (page == (chunk_->first_position + chunk_->rows - 1) / kPageTokens) {
       return lane.open + slot * bytes;
     }
-    return lane.pages + lane.table[slot * lane.max_pages + page] * bytes;
+    return layout_.boxed()
+               ? lane.chunk_pages + (chunk_->first_chunk_page + page - first_page) * bytes
+               : ClosedPage(page);
   }
 
-  PrefillBlock Block(int32_t page) {
-    const std::byte* data = PageData(page);
+  PrefillBlock FullBlock(int32_t page) {
+    const KvPageLayout layout = layout_.open();
+    const std::byte* data = FullPage(page);
     PrefillBlock block;
-    block.keys = reinterpret_cast<const uint16_t*>(data + layout_->key_offset(head_));
-    block.values = reinterpret_cast<const uint16_t*>(data + layout_->value_offset(head_));
+    block.keys = reinterpret_cast<const uint16_t*>(data + layout.key_offset(head_));
+    block.values = reinterpret_cast<const uint16_t*>(data + layout.value_offset(head_));
     block.first_position = page * kPageTokens;
     block.edge = false;
     const int32_t tokens = chunk_->first_position + chunk_->rows - block.first_position;
@@ -258,6 +302,15 @@ class PrefillWorker {
     return block;
   }
 
+  // A closed boxed page, read back into place `place` of the step's scratch.
+  PrefillBlock ReadBackBlock(int32_t page, int64_t place) {
+    uint16_t* keys = scratch_.read_back + place * 2 * kPageTokens * dims();
+    uint16_t* values = keys + kPageTokens * dims();
+    ReadBackUnits(layout_, HeadCodes(layout_, head_, ClosedPage(page)), 0,
+                  kPageTokens / kUnitTokens, keys, values);
+    return {keys, values, page * kPageTokens, false};
+  }
+
   void CopyTail(const uint16_t* values, int32_t tokens) {
     const int64_t pair = 2 * dims();
     const int32_t pairs = (tokens + 1) / 2;
@@ -266,13 +319,13 @@ class PrefillWorker {
                 static_cast<size_t>((kPageTokens / 2 - pairs) * pair) * 2);
     if (tokens % 2 != 0) {
       for (int32_t d = 0; d < dims(); ++d) {
-        scratch_.tail[ValueIndex(tokens, d, layout_->padded_head_dim)] = 0;
+        scratch_.tail[ValueIndex(tokens, d, layout_.padded_head_dim)] = 0;
       }
     }
   }
 
   void Step(std::span<const int32_t> pages) {
-    std::array<PrefillBlock, kStepBlocks> blocks;
+    std::array<PrefillBlock, kStepBlocks> read_back;
     std::array<PrefillBlock, kStepBlocks> seen;
     std::array<bool, kStepBlocks> found{};
     const int32_t sink = streams_ ? params_.streaming.sink_tokens : 0;
@@ -287,12 +340,16 @@ class PrefillWorker {
         if (first > *highest || (first >= sink && *lowest - last >= local)) {
           continue;  // no row of the tile sees a token of it, and it may be gone
         }
-        if (!found[i]) {
-          blocks[i] = Block(pages[i]);
-          found[i] = true;
-        }
         PrefillBlock& block = seen[static_cast<size_t>(count++)];
-        block = blocks[i];
+        if (layout_.boxed() && pages[i] != *lowest / kPageTokens) {
+          if (!found[i]) {
+            read_back[i] = ReadBackBlock(pages[i], static_cast<int64_t>(i));
+            found[i] = true;
+          }
+          block = read_back[i];
+        } else {
+          block = FullBlock(pages[i]);
+        }
         block.edge = last > *lowest || (last >= sink && *highest - first >= local);
       }
       if (count == 0) {
@@ -303,10 +360,10 @@ class PrefillWorker {
       tile.positions = positions;
       tile.blocks = seen.data();
       tile.block_count = count;
-      tile.padded_head_dim = layout_->padded_head_dim;
+      tile.padded_head_dim = layout_.padded_head_dim;
       tile.sink_tokens = sink;
       tile.local_tokens = local;
-      tile.scale = std::numbers::log2e_v<float> / std::sqrt(static_cast<float>(layout_->head_dim));
+      tile.scale = std::numbers::log2e_v<float> / std::sqrt(static_cast<float>(layout_.head_dim));
       tile.row_max = scratch_.row_max + begin;
       tile.row_sum = scratch_.row_sum + begin;
       tile.output = scratch_.output + begin * dims();
@@ -318,34 +375,26 @@ class PrefillWorker {
   }
 
   void StoreOutput(int32_t kv_head) {
-    const int64_t head_dim = layout_->head_dim;
-    const int32_t rows = rows_.end - rows_.first;
-    const int64_t first_row = chunk_->first_row + (rows_.first - chunk_->first_position);
     auto* output = static_cast<BFloat16*>(params_.output);
-    for (int32_t g = 0; g < params_.group; ++g) {
-      const int64_t q_head = int64_t{kv_head} * params_.group + g;
-      for (int32_t r = 0; r < rows; ++r) {
-        const int64_t from = int64_t{g} * rows + r;
-        const float* row = scratch_.output + from * dims();
-        const float inverse = 1.0f / scratch_.row_sum[from];
-        BFloat16* to = output + ((first_row + r) * params_.q_heads + q_head) * head_dim;
-        for (int64_t d = 0; d < head_dim; ++d) {
-          to[d] = ToBFloat16(row[d] * inverse);
-        }
+    ForRows(kv_head, [&](int32_t row, int32_t /*position*/, int64_t offset) {
+      const float* from = scratch_.output + row * dims();
+      const float inverse = 1.0f / scratch_.row_sum[row];
+      for (int64_t d = 0; d < layout_.head_dim; ++d) {
+        output[offset + d] = ToBFloat16(from[d] * inverse);
       }
-    }
+    });
   }
 
   const AttendPrefillParams& params_;
   const PrefillVariant& variant_;
   PrefillScratch scratch_{};
-  const KvPageLayout* layout_ = nullptr;  // of the task's lane
+  KvPageLayout layout_;  // of the task's lane
   const PrefillChunk* chunk_ = nullptr;
-  TaskRows rows_{};
   bool streams_ = false;
-  int32_t head_ = 0;       // in its lane
-  int32_t count_ = 0;      // query rows of all heads of the group
-  int32_t tile_rows_ = 0;  // the same in whole tiles
+  int32_t head_ = 0;  // in its lane
+  std::array<PageRows, kQueryBlockTokens / kPageTokens> pages_{};
+  int32_t page_count_ = 0;
+  int32_t tile_rows_ = 0;  // query rows of all heads of the group and all pages
   int32_t tail_page_ = -1;
 };
 

@@ -12,8 +12,8 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/cpu/page_codes.h"
 #include "kernels/cpu/page_layout.h"
-#include "kernels/cpu/sketch_page.h"
 #include "kernels/cpu/team.h"
 #include "kernels/ops.h"
 
@@ -59,7 +59,7 @@ class TestCache {
     table_ = Shuffled(slots * shape.max_pages);
     ring_table_ = Shuffled(slots * ring);
     Poison(pages_, slots * shape.max_pages * retrieval_.layout.page_bytes());
-    Poison(open_, slots * retrieval_.layout.page_bytes());
+    Poison(open_, slots * retrieval_.layout.open().page_bytes());
     Poison(ring_, slots * ring * streaming_.layout.page_bytes());
     retrieval_.pages = Aligned(pages_);
     retrieval_.open = Aligned(open_);
@@ -250,12 +250,18 @@ class TestCache {
     for (int32_t p = 0; p * 64 < length; ++p) {
       const bool newest = p == (length - 1) / 64;
       const int64_t id = table_[static_cast<size_t>(slot * shape_.max_pages + p)];
-      FillPage(retrieval_.layout, 0, slot, p, length,
-               newest ? retrieval_.open + slot * bytes : retrieval_.pages + id * bytes);
-      for (int32_t head = 0;
-           !newest && shape_.score == PageScore::kSketch && head < retrieval_.layout.heads;
+      if (newest) {
+        const KvPageLayout open = retrieval_.layout.open();
+        FillPage(open, 0, slot, p, length, retrieval_.open + slot * open.page_bytes());
+        continue;
+      }
+      std::byte* closed = retrieval_.pages + id * bytes;
+      FillPage(retrieval_.layout, 0, slot, p, length, closed);
+      for (int32_t head = 0; shape_.score == PageScore::kSketch && head < retrieval_.layout.heads;
            ++head) {
-        WriteSketch(retrieval_.layout, head, retrieval_.pages + id * bytes);
+        const auto* keys =
+            reinterpret_cast<const uint16_t*>(closed + retrieval_.layout.key_offset(head));
+        WriteKeyCodes(retrieval_.layout, keys, HeadCodes(retrieval_.layout, head, closed));
       }
     }
   }

@@ -7,10 +7,10 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/cpu/page_codes.h"
 #include "kernels/cpu/page_layout.h"
 #include "kernels/cpu/row_ops.h"
 #include "kernels/cpu/simd.h"
-#include "kernels/cpu/sketch_page.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/rope_append.cc"
@@ -21,8 +21,6 @@
 #ifndef LSERVE_KERNELS_CPU_ROPE_APPEND_ONCE_
 #define LSERVE_KERNELS_CPU_ROPE_APPEND_ONCE_
 namespace lserve::cpu {
-
-inline constexpr int32_t kMaxHeadDim = 256;
 
 // Where one head of one page lies.
 struct HeadPlanes {
@@ -268,26 +266,35 @@ HeadPlanes PlanesOf(std::byte* page, const KvPageLayout& layout, int32_t head) {
               : nullptr};
 }
 
-// Copies one head of a page: keys, values and statistics. A sketch is made only when a page closes.
+// Copies one head of a page that is not closed: keys, values and statistics.
 void CopyHead(const std::byte* from, std::byte* to, const KvPageLayout& layout, int32_t head) {
   const auto plane = static_cast<size_t>(layout.plane_bytes());
   std::memcpy(to + layout.key_offset(head), from + layout.key_offset(head), plane);
   std::memcpy(to + layout.value_offset(head), from + layout.value_offset(head), plane);
-  if (layout.score == PageScore::kMinMax) {
-    std::memcpy(to + layout.stats_offset(head), from + layout.stats_offset(head),
-                static_cast<size_t>(layout.stats_bytes()));
-  }
+  std::memcpy(to + layout.stats_offset(head), from + layout.stats_offset(head),
+              static_cast<size_t>(layout.min_max_bytes()));
 }
 
-// The last step for a page in the pool, once its 64 tokens stand in it.
-void ClosePage(const KvPageLayout& layout, int32_t head, std::byte* page) {
-  if (layout.score == PageScore::kSketch) {
-    WriteSketch(layout, head, page);
+// Makes one head of a page of the pool from its 64 tokens in full. They may stand in that very
+// page, if its format is not boxed.
+void ClosePage(const KvPageLayout& layout, int32_t head, const std::byte* full, std::byte* closed) {
+  const KvPageLayout open = layout.open();
+  const auto* keys = reinterpret_cast<const uint16_t*>(full + open.key_offset(head));
+  const auto* values = reinterpret_cast<const uint16_t*>(full + open.value_offset(head));
+  if (layout.boxed()) {
+    WriteValueCodes(layout, values, HeadCodes(layout, head, closed));
+    std::memcpy(closed + layout.stats_offset(head), full + open.stats_offset(head),
+                static_cast<size_t>(layout.min_max_bytes()));
+  } else if (full != closed) {
+    CopyHead(full, closed, open, head);
+  }
+  if (layout.sketch_bytes() > 0) {
+    WriteKeyCodes(layout, keys, HeadCodes(layout, head, closed));
   }
 }
 
 std::byte* OpenPage(const RetrievalLane& lane, int32_t slot) {
-  return lane.open + slot * lane.layout.page_bytes();
+  return lane.open + slot * lane.layout.open().page_bytes();
 }
 
 std::byte* ClosedPage(const RetrievalLane& lane, int32_t slot, int32_t page) {
@@ -320,14 +327,12 @@ void AppendDecodeRow(const RopeAppendParams& params, int32_t row, int32_t kv_hea
   const int32_t token = position % kPageTokens;
   const int32_t retrieval_heads = params.retrieval.layout.heads;
   if (kv_head < retrieval_heads) {
-    const KvPageLayout& layout = params.retrieval.layout;
-    std::byte* open = OpenPage(params.retrieval, slot);
+    const RetrievalLane& lane = params.retrieval;
+    std::byte* open = OpenPage(lane, slot);
     if (token == 0 && page > 0) {
-      std::byte* closed = ClosedPage(params.retrieval, slot, page - 1);
-      CopyHead(open, closed, layout, kv_head);
-      ClosePage(layout, kv_head, closed);
+      ClosePage(lane.layout, kv_head, open, ClosedPage(lane, slot, page - 1));
     }
-    AppendRows(params, row, 1, kv_head, token, PlanesOf(open, layout, kv_head));
+    AppendRows(params, row, 1, kv_head, token, PlanesOf(open, lane.layout.open(), kv_head));
   } else {
     AppendRows(params, row, 1, kv_head, token,
                PlanesOf(RingPage(params.streaming, slot, page), params.streaming.layout,
@@ -349,40 +354,50 @@ struct PageRows {
   int32_t token;
 };
 
+// Where a page that closes in the chunk's own step is filled: among the chunk pages if attention
+// needs it in full, else in its place in the pool.
+std::byte* FilledPage(const RetrievalLane& lane, const PrefillChunk& chunk, int32_t page) {
+  if (!lane.layout.boxed()) {
+    return ClosedPage(lane, chunk.slot, page);
+  }
+  const int64_t index = int64_t{chunk.first_chunk_page} + page - chunk.first_position / kPageTokens;
+  return lane.chunk_pages + index * lane.layout.open().page_bytes();
+}
+
 // `index` counts the chunk's pages. The task of the first page does the last one too, if the last
 // is another: both touch the open page. The last page's own task is empty then.
 void AppendRetrievalPage(const RopeAppendParams& params, const PrefillChunk& chunk, int32_t index,
                          int32_t head) {
   const RetrievalLane& lane = params.retrieval;
+  const KvPageLayout layout = lane.layout.open();
   const int32_t first_page = chunk.first_position / kPageTokens;
   const int32_t last_page = (chunk.first_position + chunk.rows - 1) / kPageTokens;
   const int32_t page = first_page + index;
   const auto append = [&](int32_t to_page, std::byte* to) {
     const PageRows part(chunk, to_page);
-    AppendRows(params, part.row, part.rows, head, part.token, PlanesOf(to, lane.layout, head));
+    AppendRows(params, part.row, part.rows, head, part.token, PlanesOf(to, layout, head));
+  };
+  const auto fill_and_close = [&](std::byte* filled) {
+    append(page, filled);
+    ClosePage(lane.layout, head, filled, ClosedPage(lane, chunk.slot, page));
   };
   if (index > 0) {
     if (page < last_page) {
-      std::byte* closed = ClosedPage(lane, chunk.slot, page);
-      append(page, closed);
-      ClosePage(lane.layout, head, closed);
+      fill_and_close(FilledPage(lane, chunk, page));
     }
     return;
   }
   std::byte* open = OpenPage(lane, chunk.slot);
   const bool begun = chunk.first_position % kPageTokens != 0;
   if (!begun && page > 0) {
-    std::byte* closed = ClosedPage(lane, chunk.slot, page - 1);
-    CopyHead(open, closed, lane.layout, head);
-    ClosePage(lane.layout, head, closed);
+    ClosePage(lane.layout, head, open, ClosedPage(lane, chunk.slot, page - 1));
   }
   if (page < last_page) {
-    std::byte* closed = ClosedPage(lane, chunk.slot, page);
+    std::byte* filled = FilledPage(lane, chunk, page);
     if (begun) {
-      CopyHead(open, closed, lane.layout, head);
+      CopyHead(open, filled, layout, head);
     }
-    append(page, closed);
-    ClosePage(lane.layout, head, closed);
+    fill_and_close(filled);
   }
   append(last_page, open);
 }

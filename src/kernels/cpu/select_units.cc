@@ -206,17 +206,18 @@ class UnitSelector {
     const int64_t slot = Slot(pair);
     const int32_t open_page = Pages(pair) - 1;
     const auto head = static_cast<int32_t>(Head(pair));
-    const std::byte* open = lane.open + slot * layout.page_bytes();
+    const KvPageLayout open_layout = layout.open();
+    const std::byte* open = lane.open + slot * open_layout.page_bytes();
     const int32_t pages = std::min(kSegmentPages, Pages(pair) - first_page);
     const bool sketch = layout.score == PageScore::kSketch;
     PageScoreRun run;
     for (int32_t i = 0; i < pages; ++i) {
       const int32_t page = first_page + i;
-      const std::byte* data =
-          page == open_page
-              ? open
-              : lane.pages + lane.table[slot * lane.max_pages + page] * layout.page_bytes();
-      scratch_.stats[i] = data + layout.stats_offset(head);
+      scratch_.stats[i] = page == open_page
+                              ? open + open_layout.stats_offset(head)
+                              : lane.pages +
+                                    lane.table[slot * lane.max_pages + page] * layout.page_bytes() +
+                                    layout.stats_offset(head);
     }
     run.pages = sketch && first_page + pages > open_page ? pages - 1 : pages;
     run.q_pairs = scratch_.q_pairs;
@@ -229,7 +230,8 @@ class UnitSelector {
     run.scores = scratch_.page_scores;
     (sketch ? variant_.sketch : variant_.min_max)(run);
     if (run.pages < pages) {  // the open page has no sketch yet
-      ScoreOpenKeys({run.queries, reinterpret_cast<const uint16_t*>(open + layout.key_offset(head)),
+      ScoreOpenKeys({run.queries,
+                     reinterpret_cast<const uint16_t*>(open + open_layout.key_offset(head)),
                      Tokens(pair) - open_page * kPageTokens, run.group, run.padded_head_dim,
                      run.scale, run.scores + run.pages * kPageUnits});
     }

@@ -2,10 +2,10 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/boxed.h"
 #include "kernels/ref/operations.h"
 #include "kernels/ref/page.h"
 #include "kernels/ref/scalar.h"
-#include "kernels/sketch.h"
 
 namespace lserve::ref {
 namespace {
@@ -59,12 +59,12 @@ class HeadMaker {
 // Takes the key of `token` into the statistics of its logical page; the first token of a logical
 // page starts them, so that nothing of a recycled page survives.
 template <typename T>
-void UpdateStats(const Page<T>& page, const KvPageLayout& layout, int32_t head, int32_t token) {
+void UpdateStats(const Page<T>& page, int32_t head, int32_t token) {
   const T* key = page.Key(head, token);
   T* minimum = page.Minimum(head, token / kLogicalPageTokens);
   T* maximum = page.Maximum(head, token / kLogicalPageTokens);
   const bool fresh = token % kLogicalPageTokens == 0;
-  for (int32_t d = 0; d < layout.padded_head_dim; ++d) {
+  for (int32_t d = 0; d < page.layout().padded_head_dim; ++d) {
     if (fresh || ToFloat(key[d]) < ToFloat(minimum[d])) {
       minimum[d] = key[d];
     }
@@ -74,35 +74,73 @@ void UpdateStats(const Page<T>& page, const KvPageLayout& layout, int32_t head, 
   }
 }
 
-// Box and codes of a full page's keys.
+// Box and codes of a full page's keys: the sketch, and more bits in a boxed format.
 template <typename T>
-void WriteSketch(const Page<T>& page, const KvPageLayout& layout) {
+void CodeKeys(const Page<T>& open, const Page<T>& closed) {
+  const KvPageLayout& layout = closed.layout();
   for (int32_t head = 0; head < layout.heads; ++head) {
     for (int32_t d = 0; d < layout.padded_head_dim; ++d) {
-      float lowest = ToFloat(page.Key(head, 0)[d]);
+      const auto key = [&](int32_t token) { return ToFloat(open.Key(head, token)[d]); };
+      float lowest = key(0);
       float highest = lowest;
       for (int32_t token = 1; token < kPageTokens; ++token) {
-        lowest = std::min(lowest, ToFloat(page.Key(head, token)[d]));
-        highest = std::max(highest, ToFloat(page.Key(head, token)[d]));
+        lowest = std::min(lowest, key(token));
+        highest = std::max(highest, key(token));
       }
-      Float16& lo = page.Box(head)[d];
-      Float16& hi = page.Box(head)[layout.padded_head_dim + d];
-      lo = RoundDownToFloat16(lowest);
-      hi = RoundUpToFloat16(highest);
-      const float step = SketchStep(ToFloat(lo), ToFloat(hi));
+      closed.Box(head)[d] = RoundDownToFloat16(lowest);
+      closed.Box(head)[layout.padded_head_dim + d] = RoundUpToFloat16(highest);
+      const float lo = closed.Lo(head, d);
+      const float step = KeyStep(lo, closed.Hi(head, d), layout.key_bits());
       for (int32_t token = 0; token < kPageTokens; ++token) {
-        page.SetCode(head, token, d,
-                     SketchCode(ToFloat(page.Key(head, token)[d]), ToFloat(lo), step));
+        closed.SetKeyCode(head, token, d, KeyCode(key(token), lo, step, layout.key_bits()));
       }
     }
+  }
+}
+
+// Grids and codes of a boxed page's values; the padding is coded, but does not widen the grid.
+template <typename T>
+void CodeValues(const Page<T>& open, const Page<T>& closed) {
+  const KvPageLayout& layout = closed.layout();
+  for (int32_t head = 0; head < layout.heads; ++head) {
+    for (int32_t token = 0; token < kPageTokens; ++token) {
+      const T* values = open.Value(head, token);
+      const auto less = [](T a, T b) { return ToFloat(a) < ToFloat(b); };
+      const auto [lowest, highest] = std::minmax_element(values, values + layout.head_dim, less);
+      const ValueGrid grid = GridOf(ToFloat(*lowest), ToFloat(*highest), layout.value_bits());
+      closed.Grid(head, token) = grid;
+      for (int32_t d = 0; d < layout.padded_head_dim; ++d) {
+        closed.SetValueCode(head, token, d,
+                            ValueCode(ToFloat(values[d]), grid, layout.value_bits()));
+      }
+    }
+  }
+}
+
+// A full open page becomes a page of the pool.
+template <typename T>
+void ClosePage(const Page<T>& open, const Page<T>& closed) {
+  const KvPageLayout& layout = closed.layout();
+  if (layout.boxed()) {
+    CodeValues(open, closed);
+  } else {
+    std::memcpy(closed.data(), open.data(),
+                static_cast<size_t>(layout.heads * 2 * layout.plane_bytes()));
+  }
+  if (layout.sketch_bytes() > 0) {
+    CodeKeys(open, closed);
+  }
+  if (layout.score == PageScore::kMinMax) {
+    std::memcpy(closed.Minimum(0, 0), open.Minimum(0, 0),
+                static_cast<size_t>(layout.heads * layout.min_max_bytes()));
   }
 }
 
 // Writes k and v of KV heads [first_head, first_head + page heads) of a row into token `token`.
 template <typename T>
 void WriteToken(const RopeAppendParams& params, HeadMaker<T>& maker, int32_t row,
-                int32_t first_head, const Page<T>& page, const KvPageLayout& layout,
-                int32_t token) {
+                int32_t first_head, const Page<T>& page, int32_t token) {
+  const KvPageLayout& layout = page.layout();
   for (int32_t head = 0; head < layout.heads; ++head) {
     maker.Load(row, params.q_heads + first_head + head);
     maker.NormAndRotate(row, params.k_norm);
@@ -110,29 +148,32 @@ void WriteToken(const RopeAppendParams& params, HeadMaker<T>& maker, int32_t row
     maker.Load(row, params.q_heads + params.kv_heads + first_head + head);
     maker.Write(page.Value(head, token), layout.padded_head_dim);
     if (layout.score == PageScore::kMinMax) {
-      UpdateStats(page, layout, head, token);
+      UpdateStats(page, head, token);
     }
   }
 }
 
 // The open page takes the token; if the token is the first of its page, the page before it closes.
+// A boxed page of the chunk (null: of a decode row) stays in full among the chunk pages.
 template <typename T>
-void AppendRetrieval(const RopeAppendParams& params, HeadMaker<T>& maker, int32_t row, int32_t slot,
-                     int32_t position) {
+void AppendRetrieval(const RopeAppendParams& params, HeadMaker<T>& maker, int32_t row,
+                     const PrefillChunk* chunk) {
   const RetrievalLane& lane = params.retrieval;
   if (lane.layout.heads == 0) {
     return;
   }
-  std::byte* open = OpenPage(lane, slot);
+  const int32_t slot = params.batch.row_slot[row];
+  const int32_t position = params.batch.row_position[row];
+  const Page<T> open = OpenPage<T>(lane, slot);
   if (position > 0 && position % kPageTokens == 0) {
-    std::byte* closed = ClosedPage(lane, slot, position / kPageTokens - 1);
-    std::memcpy(closed, open, static_cast<size_t>(lane.layout.page_bytes()));
-    if (lane.layout.score == PageScore::kSketch) {
-      WriteSketch(Page<T>(closed, lane.layout), lane.layout);
+    const int32_t full = position / kPageTokens - 1;
+    ClosePage(open, ClosedPage<T>(lane, slot, full));
+    if (lane.layout.boxed() && chunk != nullptr && full >= chunk->first_position / kPageTokens) {
+      std::memcpy(ChunkPage<T>(lane.chunk_pages, open.layout(), *chunk, full).data(), open.data(),
+                  static_cast<size_t>(open.layout().page_bytes()));
     }
   }
-  WriteToken(params, maker, row, 0, Page<T>(open, lane.layout), lane.layout,
-             position % kPageTokens);
+  WriteToken(params, maker, row, 0, open, position % kPageTokens);
 }
 
 // The tokens that precede the chunk in its first page, from the ring.
@@ -142,8 +183,8 @@ void CompleteFirstPage(const StreamingLane& lane, const PrefillChunk& chunk) {
     return;
   }
   const int32_t page = chunk.first_position / kPageTokens;
-  const Page<T> from(RingPage(lane, chunk.slot, page), lane.layout);
-  const Page<T> to(ChunkPage(lane, chunk, page), lane.layout);
+  const Page<T> from = RingPage<T>(lane, chunk.slot, page);
+  const Page<T> to = ChunkPage<T>(lane.chunk_pages, lane.layout, chunk, page);
   const auto bytes = static_cast<size_t>(lane.layout.padded_head_dim) * sizeof(T);
   for (int32_t head = 0; head < lane.layout.heads; ++head) {
     for (int32_t token = 0; token < chunk.first_position % kPageTokens; ++token) {
@@ -167,23 +208,30 @@ void AppendRows(const RopeAppendParams& params) {
       maker.NormAndRotate(row, params.q_norm);
       maker.Write(q + int64_t{head} * params.head_dim, params.head_dim);
     }
-    AppendRetrieval(params, maker, row, batch.row_slot[row], batch.row_position[row]);
   }
-  for (int32_t row = 0; streams && row < batch.counts[kDecodeRows]; ++row) {
-    const int32_t position = batch.row_position[row];
-    const Page<T> page(RingPage(streaming, batch.row_slot[row], position / kPageTokens),
-                       streaming.layout);
-    WriteToken(params, maker, row, first_streaming_head, page, streaming.layout,
-               position % kPageTokens);
-  }
-  for (int32_t c = 0; streams && c < batch.counts[kChunks]; ++c) {
-    const PrefillChunk& chunk = batch.chunks[c];
-    CompleteFirstPage<T>(streaming, chunk);
-    for (int32_t i = 0; i < chunk.rows; ++i) {
-      const int32_t position = chunk.first_position + i;
-      const Page<T> page(ChunkPage(streaming, chunk, position / kPageTokens), streaming.layout);
-      WriteToken(params, maker, chunk.first_row + i, first_streaming_head, page, streaming.layout,
+  for (int32_t row = 0; row < batch.counts[kDecodeRows]; ++row) {
+    AppendRetrieval(params, maker, row, nullptr);
+    if (streams) {
+      const int32_t position = batch.row_position[row];
+      WriteToken(params, maker, row, first_streaming_head,
+                 RingPage<T>(streaming, batch.row_slot[row], position / kPageTokens),
                  position % kPageTokens);
+    }
+  }
+  for (int32_t c = 0; c < batch.counts[kChunks]; ++c) {
+    const PrefillChunk& chunk = batch.chunks[c];
+    if (streams) {
+      CompleteFirstPage<T>(streaming, chunk);
+    }
+    for (int32_t i = 0; i < chunk.rows; ++i) {
+      AppendRetrieval(params, maker, chunk.first_row + i, &chunk);
+      if (streams) {
+        const int32_t position = chunk.first_position + i;
+        WriteToken(
+            params, maker, chunk.first_row + i, first_streaming_head,
+            ChunkPage<T>(streaming.chunk_pages, streaming.layout, chunk, position / kPageTokens),
+            position % kPageTokens);
+      }
     }
   }
 }
@@ -258,7 +306,8 @@ void RunAppendStreaming(const AppendStreamingParams& params) {
     const int32_t last_page = (chunk.first_position + chunk.rows - 1) / kPageTokens;
     for (int32_t page = chunk.first_position / kPageTokens; page <= last_page; ++page) {
       if (page < lane.sink_pages || page > last_page - lane.ring_pages) {
-        std::memcpy(RingPage(lane, chunk.slot, page), ChunkPage(lane, chunk, page),
+        std::memcpy(RingPage<std::byte>(lane, chunk.slot, page).data(),
+                    ChunkPage<std::byte>(lane.chunk_pages, lane.layout, chunk, page).data(),
                     static_cast<size_t>(lane.layout.page_bytes()));
       }
     }

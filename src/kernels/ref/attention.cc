@@ -1,6 +1,8 @@
 // Attention of decode and prefill rows: collect the cached tokens that a query sees, then
 // SoftmaxAttention over them.
 #include <algorithm>
+#include <map>
+#include <utility>
 
 #include "kernels/ref/operations.h"
 #include "kernels/ref/page.h"
@@ -50,6 +52,36 @@ std::vector<int32_t> UnitsToRead(const AttendDecodeParams& params, int32_t slot,
   return units;
 }
 
+// Heads of boxed pages as attention reads them: rounded to T. Closed pages do not change within an
+// operation, so each is read back once.
+template <typename T>
+class ReadBackPages {
+ public:
+  CachedToken<T> Token(const Page<T>& page, int32_t head, int32_t token) {
+    const KvPageLayout& layout = page.layout();
+    if (!layout.boxed()) {
+      return {page.Key(head, token), page.Value(head, token)};
+    }
+    const auto dim = static_cast<size_t>(layout.head_dim);
+    std::vector<T>& elements = heads_[{page.data(), head}];
+    if (elements.empty()) {
+      for (int32_t t = 0; t < kPageTokens; ++t) {
+        for (int32_t d = 0; d < layout.head_dim; ++d) {
+          elements.push_back(FromFloat<T>(page.KeyElement(head, t, d)));
+        }
+        for (int32_t d = 0; d < layout.head_dim; ++d) {
+          elements.push_back(FromFloat<T>(page.ValueElement(head, t, d)));
+        }
+      }
+    }
+    const T* key = elements.data() + static_cast<size_t>(token) * 2 * dim;
+    return {key, key + dim};
+  }
+
+ private:
+  std::map<std::pair<const std::byte*, int32_t>, std::vector<T>> heads_;  // [64][key, value]
+};
+
 // The attention of one row of one KV head: what it sees is collected once for its group of heads.
 template <typename T>
 class RowAttention {
@@ -62,9 +94,8 @@ class RowAttention {
 
   void Clear() { tokens_.clear(); }
 
-  void See(std::byte* page, const KvPageLayout& layout, int32_t head, int32_t token) {
-    const Page<T> view(page, layout);
-    tokens_.push_back({view.Key(head, token % kPageTokens), view.Value(head, token % kPageTokens)});
+  void See(const Page<T>& page, int32_t head, int32_t token) {
+    tokens_.push_back(pages_.Token(page, head, token % kPageTokens));
   }
 
   // kv_head counts the layer's KV heads, retrieval first; log_sums: [rows, q_heads] or null.
@@ -85,23 +116,23 @@ class RowAttention {
   int32_t q_heads_;
   int32_t group_;
   std::vector<CachedToken<T>> tokens_;
+  ReadBackPages<T> pages_;
 };
 
 template <typename T>
-void AttendDecodeRow(const AttendDecodeParams& params, int32_t row) {
+void AttendDecodeRow(const AttendDecodeParams& params, int32_t row, RowAttention<T>& attention) {
   const RetrievalLane& retrieval = params.retrieval;
   const StreamingLane& streaming = params.streaming;
   const int32_t slot = params.batch.row_slot[row];
   const int32_t position = params.batch.row_position[row];
-  RowAttention<T> attention(params.q, params.output, params.q_heads, params.group);
   for (int32_t head = 0; head < retrieval.layout.heads; ++head) {
     attention.Clear();
     int32_t unit_tokens = 0;
     for (const int32_t unit : UnitsToRead(params, slot, head, position + 1, &unit_tokens)) {
       const int32_t end = std::min((unit + 1) * unit_tokens, position + 1);
       for (int32_t token = unit * unit_tokens; token < end; ++token) {
-        attention.See(RetrievalPage(retrieval, slot, token / kPageTokens, position),
-                      retrieval.layout, head, token);
+        attention.See(RetrievalPage<T>(retrieval, slot, token / kPageTokens, position), head,
+                      token);
       }
     }
     attention.Attend(row, head, retrieval.layout.head_dim, params.log_sums);
@@ -109,7 +140,7 @@ void AttendDecodeRow(const AttendDecodeParams& params, int32_t row) {
   for (int32_t head = 0; head < streaming.layout.heads; ++head) {
     attention.Clear();
     ForStreamingTokens(streaming, position, [&](int32_t token) {
-      attention.See(RingPage(streaming, slot, token / kPageTokens), streaming.layout, head, token);
+      attention.See(RingPage<T>(streaming, slot, token / kPageTokens), head, token);
     });
     attention.Attend(row, retrieval.layout.heads + head, streaming.layout.head_dim,
                      params.log_sums);
@@ -140,21 +171,30 @@ void ForRetrievalTokens(const AttendPrefillParams& params, const PrefillChunk& c
   }
 }
 
-// A block lies in the open page if it is the slot's newest after the append, else in the pool: both
-// hold the same bytes of a page, as long as the closed format is 16-bit.
+// The page of a chunk's query at `position`, or one before it. Its own page it reads in full: open
+// if it is the slot's newest after the append, else among the chunk's pages, unless the closed page
+// holds the same.
 template <typename T>
-void AttendChunkRow(const AttendPrefillParams& params, const PrefillChunk& chunk, int32_t i) {
+Page<T> PageSeenFrom(const RetrievalLane& lane, const PrefillChunk& chunk, int32_t position,
+                     int32_t page) {
+  const int32_t newest = chunk.first_position + chunk.rows - 1;
+  if (lane.layout.boxed() && page == position / kPageTokens && page != newest / kPageTokens) {
+    return ChunkPage<T>(lane.chunk_pages, lane.layout.open(), chunk, page);
+  }
+  return RetrievalPage<T>(lane, chunk.slot, page, newest);
+}
+
+template <typename T>
+void AttendChunkRow(const AttendPrefillParams& params, const PrefillChunk& chunk, int32_t i,
+                    RowAttention<T>& attention) {
   const RetrievalLane& retrieval = params.retrieval;
   const StreamingLane& streaming = params.streaming;
   const int32_t row = chunk.first_row + i;
   const int32_t position = chunk.first_position + i;
-  const int32_t newest = chunk.first_position + chunk.rows - 1;
-  RowAttention<T> attention(params.q, params.output, params.q_heads, params.group);
   for (int32_t head = 0; head < retrieval.layout.heads; ++head) {
     attention.Clear();
     ForRetrievalTokens(params, chunk, head, position, [&](int32_t token) {
-      attention.See(RetrievalPage(retrieval, chunk.slot, token / kPageTokens, newest),
-                    retrieval.layout, head, token);
+      attention.See(PageSeenFrom<T>(retrieval, chunk, position, token / kPageTokens), head, token);
     });
     attention.Attend(row, head, retrieval.layout.head_dim);
   }
@@ -163,9 +203,9 @@ void AttendChunkRow(const AttendPrefillParams& params, const PrefillChunk& chunk
     ForStreamingTokens(streaming, position, [&](int32_t token) {
       const int32_t page = token / kPageTokens;
       attention.See(page < chunk.first_position / kPageTokens
-                        ? RingPage(streaming, chunk.slot, page)
-                        : ChunkPage(streaming, chunk, page),
-                    streaming.layout, head, token);
+                        ? RingPage<T>(streaming, chunk.slot, page)
+                        : ChunkPage<T>(streaming.chunk_pages, streaming.layout, chunk, page),
+                    head, token);
     });
     attention.Attend(row, retrieval.layout.heads + head, streaming.layout.head_dim);
   }
@@ -176,8 +216,9 @@ void AttendChunkRow(const AttendPrefillParams& params, const PrefillChunk& chunk
 void RunAttendDecode(const AttendDecodeParams& params) {
   CheckBatchLists(params.batch);
   WithActivations(params.dtype, [&]<typename T>() {
+    RowAttention<T> attention(params.q, params.output, params.q_heads, params.group);
     for (int32_t row = 0; row < params.batch.counts[kDecodeRows]; ++row) {
-      AttendDecodeRow<T>(params, row);
+      AttendDecodeRow<T>(params, row, attention);
     }
   });
 }
@@ -185,10 +226,11 @@ void RunAttendDecode(const AttendDecodeParams& params) {
 void RunAttendPrefill(const AttendPrefillParams& params) {
   CheckBatchLists(params.batch);
   WithActivations(params.dtype, [&]<typename T>() {
+    RowAttention<T> attention(params.q, params.output, params.q_heads, params.group);
     for (int32_t c = 0; c < params.batch.counts[kChunks]; ++c) {
       const PrefillChunk& chunk = params.batch.chunks[c];
       for (int32_t i = 0; i < chunk.rows; ++i) {
-        AttendChunkRow<T>(params, chunk, i);
+        AttendChunkRow<T>(params, chunk, i, attention);
       }
     }
   });

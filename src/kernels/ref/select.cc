@@ -24,9 +24,8 @@ double MinMaxScore(const T* q, const Page<T>& page, int32_t head, int32_t logica
 // The best of the keys [first, end) of a page: read back from the sketch, or in the open page the
 // keys themselves.
 template <typename T>
-double BestKeyScore(const T* q, const Page<T>& page, const KvPageLayout& layout, int32_t head,
-                    int32_t first, int32_t end, bool open) {
-  const Float16* box = page.Box(head);
+double BestKeyScore(const T* q, const Page<T>& page, int32_t head, int32_t first, int32_t end,
+                    bool open) {
   double best = -std::numeric_limits<double>::infinity();
   for (int32_t token = first; token < end; ++token) {
     const double score = KeyScoreOf(
@@ -35,11 +34,10 @@ double BestKeyScore(const T* q, const Page<T>& page, const KvPageLayout& layout,
           if (open) {
             return ToFloat(page.Key(head, token)[d]);
           }
-          const float lo = ToFloat(box[d]);
-          return SketchValue(page.Code(head, token, d), lo,
-                             SketchStep(lo, ToFloat(box[layout.padded_head_dim + d])));
+          const float lo = page.Lo(head, d);
+          return SketchValue(page.SketchCode(head, token, d), lo, SketchStep(lo, page.Hi(head, d)));
         },
-        layout.head_dim);
+        page.layout().head_dim);
     best = std::max(best, score);  // false for a NaN score
   }
   return best;
@@ -64,7 +62,7 @@ std::vector<float> ScoreUnits(const SelectUnitsParams& params, int32_t row, int3
   const int32_t units = position / params.policy.unit_tokens + 1;
   std::vector<float> scores(static_cast<size_t>(units), kNever);
   for (int32_t token = 0; token <= position; token += kLogicalPageTokens) {
-    const Page<T> page(RetrievalPage(lane, slot, token / kPageTokens, position), lane.layout);
+    const Page<T> page = RetrievalPage<T>(lane, slot, token / kPageTokens, position);
     const bool open = token / kPageTokens == position / kPageTokens;
     const int32_t first = token % kPageTokens;
     const int32_t end = first + std::min(kLogicalPageTokens, position + 1 - token);
@@ -72,7 +70,7 @@ std::vector<float> ScoreUnits(const SelectUnitsParams& params, int32_t row, int3
     for (int32_t g = 0; g < params.group; ++g) {
       const T* q = GroupQueries<T>(params, row, head) + int64_t{g} * head_dim;
       const double score = lane.layout.score == PageScore::kSketch
-                               ? BestKeyScore(q, page, lane.layout, head, first, end, open)
+                               ? BestKeyScore(q, page, head, first, end, open)
                                : MinMaxScore(q, page, head, first / kLogicalPageTokens, head_dim);
       unit = std::max(unit, static_cast<float>(score));  // false for a NaN score
     }
