@@ -145,7 +145,7 @@ OrderedJson Summarise(const std::string& attention, int64_t length, const BenchA
   row["decode_ms_p99"] = Quantile(decode_steps, 0.99);
   row["kv_bytes"] = worst.kv_bytes;
   row["resident_bytes"] = worst.resident_bytes;
-  row["reuse_interval"] = dense ? 1 : s.reuse_interval;
+  row["reuse_interval"] = dense ? "1" : s.reuse_interval;
   row["streaming_share"] = dense ? 0.0 : s.streaming_share;
   row["token_budget"] = dense ? 0 : s.token_budget;
   row["selection_unit"] = dense ? 64 : s.selection_unit;
@@ -206,7 +206,7 @@ Status Bench(BenchArguments& arguments) {
   }
   OrderedJson result;
   result["model"] = model.name;
-  result["settings"] = arguments.settings.ToJson();
+  result["settings"] = model.settings.ToJson();
   result["commit"] = BuildCommit();
   result["device"] = {{"backend", model.backend->name()},
                       {"name", model.backend->facts().name},

@@ -20,9 +20,13 @@ void AddModelAndSettings(CLI::App& app, std::string* model, Settings* settings) 
 
 Result<LoadedModel> LoadModelForCommand(const std::string& path, const Settings& settings) {
   ASSIGN_OR_RETURN(LoadedModel model, LoadedModel::Open(path, settings));
-  ProgressLine line("loading " + model.name);
-  RETURN_IF_ERROR(model.LoadWeights([&](double done) { line.Show(done); }));
+  RETURN_IF_ERROR(LoadWeightsForCommand(model));
   return model;
+}
+
+Status LoadWeightsForCommand(LoadedModel& model) {
+  ProgressLine line("loading " + model.name);
+  return model.LoadWeights([&](double done) { line.Show(done); });
 }
 
 ProgressLine::ProgressLine(std::string label)

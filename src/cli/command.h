@@ -24,12 +24,15 @@ RegisteredCommand RegisterGenerate(CLI::App& program);
 RegisteredCommand RegisterEval(CLI::App& program);
 RegisteredCommand RegisterBench(CLI::App& program);
 RegisteredCommand RegisterInspect(CLI::App& program);
+RegisteredCommand RegisterCalibrate(CLI::App& program);
 
 // MODEL and every flag of Settings.
 void AddModelAndSettings(CLI::App& app, std::string* model, Settings* settings);
 
 // Opens the model and packs its weights, with a progress line on a terminal.
 Result<LoadedModel> LoadModelForCommand(const std::string& path, const Settings& settings);
+// The second half of that, for a command that checks its input in between.
+Status LoadWeightsForCommand(LoadedModel& model);
 
 // A line on standard error that shows how far something is; nothing unless that is a terminal.
 class ProgressLine {

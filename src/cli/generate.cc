@@ -1,4 +1,5 @@
 // lserve generate: one answer on the terminal, streamed.
+#include <algorithm>
 #include <condition_variable>
 #include <cstdio>
 #include <memory>
@@ -53,6 +54,37 @@ Result<std::vector<int32_t>> BuildPrompt(const LoadedModel& model,
   messages.push_back({"user", std::move(text)});
   ASSIGN_OR_RETURN(const std::vector<TextRun> runs, model.chat_template->Render(messages, true));
   return model.tokenizer->EncodeRuns(runs);
+}
+
+// How often lists were made, and what the audit found, by layer.
+void PrintSelection(const SelectionStats& selection) {
+  if (selection.uses > 0) {
+    std::fprintf(stderr, "selection: %ld of %ld lists made, the others reused\n",
+                 static_cast<long>(selection.made), static_cast<long>(selection.uses));
+  }
+  for (const LayerAudit& layer : selection.layers) {
+    const auto rows = static_cast<double>(std::max<int64_t>(layer.rows, 1));
+    std::fprintf(
+        stderr,
+        "audit, layer %d: %ld rows, attention mass captured %.4f (least %.4f), output error "
+        "%.4f (most %.4f)\n",
+        layer.layer, static_cast<long>(layer.rows), layer.captured_sum / rows, layer.captured_least,
+        layer.error_sum / rows, layer.error_most);
+  }
+}
+
+OrderedJson SelectionJson(const SelectionStats& selection) {
+  OrderedJson layers = OrderedJson::array();
+  for (const LayerAudit& layer : selection.layers) {
+    const auto rows = static_cast<double>(std::max<int64_t>(layer.rows, 1));
+    layers.push_back({{"layer", layer.layer},
+                      {"rows", layer.rows},
+                      {"captured_mass_mean", layer.captured_sum / rows},
+                      {"captured_mass_least", layer.captured_least},
+                      {"output_error_mean", layer.error_sum / rows},
+                      {"output_error_most", layer.error_most}});
+  }
+  return {{"lists_used", selection.uses}, {"lists_made", selection.made}, {"audit", layers}};
 }
 
 Status Generate(GenerateArguments& arguments) {
@@ -122,8 +154,12 @@ Status Generate(GenerateArguments& arguments) {
         static_cast<long>(stats.generated_tokens), stats.decode_seconds,
         static_cast<double>(stats.kv_bytes) / (1024.0 * 1024.0), FinishReasonName(last.finish));
   }
+  const SelectionStats selection = engine.stats(0).selection;
+  if (arguments.verbose) {
+    PrintSelection(selection);
+  }
   OrderedJson result;
-  result["settings"] = arguments.settings.ToJson();
+  result["settings"] = model.settings.ToJson();
   result["commit"] = BuildCommit();
   result["answer"] = answer;
   result["finish_reason"] = FinishReasonName(last.finish);
@@ -132,6 +168,7 @@ Status Generate(GenerateArguments& arguments) {
   result["prefill_seconds"] = stats.prefill_seconds;
   result["decode_seconds"] = stats.decode_seconds;
   result["kv_bytes"] = stats.kv_bytes;
+  result["selection"] = SelectionJson(selection);
   return WriteResult(arguments.json, result);
 }
 

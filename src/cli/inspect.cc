@@ -74,11 +74,14 @@ Status Inspect(const InspectArguments& arguments) {
   std::printf("device: %s, %s, %d threads, %.1f GiB free\n", model.backend->name(),
               model.backend->facts().name.c_str(), model.backend->facts().threads,
               static_cast<double>(model.backend->facts().free_bytes) / kMiB / 1024);
-  std::printf("head plan: %s\n", model.plan_source.empty()
-                                     ? "none, so every head retrieves (--head-plan gives one)"
-                                     : model.plan_source.c_str());
+  std::printf("head plan: %s, %ld sink and %ld local tokens\n",
+              model.plan_source.empty()
+                  ? "none, so every head retrieves (lserve calibrate makes one)"
+                  : model.plan_source.c_str(),
+              static_cast<long>(model.settings.sink_tokens),
+              static_cast<long>(model.settings.local_tokens));
   OrderedJson result;
-  result["settings"] = arguments.settings.ToJson();
+  result["settings"] = model.settings.ToJson();
   result["commit"] = BuildCommit();
   result["model"] = model.name;
   ASSIGN_OR_RETURN(const std::vector<std::string> modes, arguments.settings.AttentionNames());

@@ -20,7 +20,7 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   const std::vector<RegisteredCommand> commands = {
       RegisterServe(program), RegisterGenerate(program), RegisterEval(program),
-      RegisterBench(program), RegisterInspect(program)};
+      RegisterBench(program), RegisterInspect(program),  RegisterCalibrate(program)};
   try {
     program.parse(argc, argv);
   } catch (const CLI::Success& asked) {  // --help, --version

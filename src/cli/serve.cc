@@ -44,18 +44,20 @@ void LogStartUp(const LoadedModel& model, const std::vector<std::string>& modes,
     }
     if (model.plan_source.empty()) {
       spdlog::warn(
-          "no head plan in the model folder, so every head retrieves; give one with --head-plan "
-          "(`lserve calibrate`, which will make one, is not part of this version)");
+          "no head plan in the model folder, so every head retrieves; `lserve calibrate {}` makes "
+          "one, --head-plan gives one",
+          model.path);
     } else {
       spdlog::info(
-          "{}: {} of {} KV heads stream ({} sink + {} local tokens, {:.2f} MiB a sequence)",
+          "{}: {} of {} KV heads stream ({} sink + {} local tokens, {:.2f} MiB a sequence), by {}",
           modes[i],
           model.config.num_layers * model.config.num_kv_heads - model.plan.total_retrieval_heads(),
           model.config.num_layers * model.config.num_kv_heads, cache.sink_tokens,
           cache.local_tokens,
           static_cast<double>((cache.sink_pages() + cache.ring_pages()) *
                               cache.StreamingPageBytes()) /
-              kMiB);
+              kMiB,
+          model.plan_source);
     }
     spdlog::info(
         "{}: the others read at most {} tokens a step, in units of {}, ranked by {}, reuse "
@@ -112,7 +114,7 @@ Status Load(const ServeArguments& arguments, Loaded* loaded) {
     serving.models.push_back({i == 0 ? name : name + ":" + modes[i], static_cast<int32_t>(i)});
   }
   serving.defaults = DefaultSampling(model.config.generation);
-  const OrderedJson settings = arguments.settings.ToJson();
+  const OrderedJson settings = model.settings.ToJson();
   for (const auto& [key, value] : settings.items()) {
     serving.settings.emplace_back(key, value.is_string() ? value.get<std::string>() : value.dump());
   }

@@ -32,6 +32,7 @@ struct EngineModelStats {
   int64_t preemptions = 0;
   int64_t finished_stop = 0, finished_length = 0, finished_abort = 0, finished_error = 0;
   int64_t kv_pages_used = 0, kv_pages = 0;
+  SelectionStats selection;  // as of the last request that ended
 };
 
 class Engine {

@@ -10,24 +10,41 @@
 namespace lserve {
 namespace {
 
-Result<HeadPlan> LoadPlan(const std::string& model_dir, const Settings& settings,
-                          const ModelConfig& config, std::string* source) {
-  const auto layers = static_cast<int32_t>(config.num_layers);
-  const auto kv_heads = static_cast<int32_t>(config.num_kv_heads);
-  const std::string path = settings.head_plan.empty()
-                               ? JoinPath(model_dir, "full_attention_heads.tsv")
-                               : settings.head_plan;
-  if (settings.head_plan.empty() && !FileExists(path)) {
-    return HeadPlan::AllRetrieval(layers, kv_heads);
+constexpr int64_t kDefaultSinkTokens = 128;
+constexpr int64_t kDefaultLocalTokens = 256;
+
+// Finds the plan and the window that it was made for.
+Status LoadPlan(PlanChoice choice, LoadedModel* model) {
+  Settings& settings = model->settings;
+  const auto layers = static_cast<int32_t>(model->config.num_layers);
+  const auto kv_heads = static_cast<int32_t>(model->config.num_kv_heads);
+  HeadPlanFiles files;
+  if (settings.head_plan.empty()) {
+    files.gates = JoinPath(model->path, "full_attention_heads.tsv");
+  } else {
+    ASSIGN_OR_RETURN(files, FindHeadPlan(settings.head_plan));
   }
-  ASSIGN_OR_RETURN(const HeadGates gates, ReadHeadGates(path, layers, kv_heads));
-  *source = path;
-  return HeadPlan::FromGates(gates, settings.streaming_share);
+  if (choice == PlanChoice::kAllRetrieval ||
+      (settings.head_plan.empty() && !FileExists(files.gates))) {
+    model->plan = HeadPlan::AllRetrieval(layers, kv_heads);
+  } else {
+    ASSIGN_OR_RETURN(const HeadGates gates, ReadHeadGates(files.gates, layers, kv_heads));
+    model->plan = HeadPlan::FromGates(gates, settings.streaming_share);
+    model->plan_source = files.gates;
+  }
+  if (settings.sink_tokens == kWindowOfPlan) {
+    settings.sink_tokens = files.sink_tokens.value_or(kDefaultSinkTokens);
+  }
+  if (settings.local_tokens == kWindowOfPlan) {
+    settings.local_tokens = files.local_tokens.value_or(kDefaultLocalTokens);
+  }
+  return OkStatus();
 }
 
 }  // namespace
 
-Result<LoadedModel> LoadedModel::Open(const std::string& path, const Settings& settings) {
+Result<LoadedModel> LoadedModel::Open(const std::string& path, const Settings& settings,
+                                      PlanChoice choice) {
   RETURN_IF_ERROR(Validate(settings));
   if (!IsDirectory(path)) {
     return NotFound("{} is not a folder", path);
@@ -53,7 +70,7 @@ Result<LoadedModel> LoadedModel::Open(const std::string& path, const Settings& s
   } else if (chat_template.status().code() != StatusCode::kNotFound) {
     return chat_template.status();
   }
-  ASSIGN_OR_RETURN(model.plan, LoadPlan(path, settings, model.config, &model.plan_source));
+  RETURN_IF_ERROR(LoadPlan(choice, &model));
   ASSIGN_OR_RETURN(
       model.backend,
       MakeBackend(settings.device, BackendOptions{static_cast<int32_t>(settings.threads)}));
@@ -81,9 +98,11 @@ Result<AttentionMode> LoadedModel::Mode(const std::string& attention) const {
   mode.sink_tokens = static_cast<int32_t>(settings.sink_tokens);
   mode.local_tokens = static_cast<int32_t>(settings.local_tokens);
   mode.score = settings.page_score == "sketch" ? PageScore::kSketch : PageScore::kMinMax;
+  ASSIGN_OR_RETURN(const Reuse reuse, ParseReuse(settings.reuse_interval));
   mode.policy = SelectionPolicy{.token_budget = static_cast<int32_t>(settings.token_budget),
                                 .unit_tokens = static_cast<int32_t>(settings.selection_unit),
-                                .reuse_interval = static_cast<int32_t>(settings.reuse_interval)};
+                                .reuse_interval = reuse.interval,
+                                .reuse_distance = reuse.distance};
   RETURN_IF_ERROR(Validate(mode));
   return mode;
 }
@@ -94,6 +113,7 @@ Result<RunnerOptions> LoadedModel::Options() const {
       settings.max_model_len == 0 ? config.context_length : settings.max_model_len;
   options.max_num_seqs = static_cast<int32_t>(settings.max_num_seqs);
   options.max_batched_tokens = static_cast<int32_t>(settings.max_num_batched_tokens);
+  options.audit_rate = settings.audit_rate;
   options.kv_cache_bytes = static_cast<int64_t>(settings.kv_cache_gib * 1024.0 * 1024.0 * 1024.0);
   if (options.kv_cache_bytes == 0) {
     // Full contexts for every slot, unless that is more than a share of the memory that is free;

@@ -20,10 +20,15 @@
 
 namespace lserve {
 
+enum class PlanChoice {
+  kSettings,      // --head-plan, else the model folder's, else every head retrieves
+  kAllRetrieval,  // every head retrieves, whatever plan there is
+};
+
 struct LoadedModel {
   std::string path;
-  std::string name;  // the folder's name
-  Settings settings;
+  std::string name;   // the folder's name
+  Settings settings;  // as given, the window of the head plan filled in
   ModelConfig config;
   std::unique_ptr<Backend> backend;  // outlives weights and runners
   std::shared_ptr<const Tokenizer> tokenizer;
@@ -33,7 +38,8 @@ struct LoadedModel {
   std::shared_ptr<const ModelWeights> weights;
 
   // Reads everything but the weights. Errors: one line that names file or setting and value.
-  static Result<LoadedModel> Open(const std::string& path, const Settings& settings);
+  static Result<LoadedModel> Open(const std::string& path, const Settings& settings,
+                                  PlanChoice choice = PlanChoice::kSettings);
   // Packs the weights; `progress` as in ModelWeights::Load.
   Status LoadWeights(const std::function<void(double)>& progress);
 

@@ -344,7 +344,12 @@ void Engine::Loop::End(RequestId id, FinishReason reason, const Status& error) {
     event.error = error;
     AddNews(active, std::move(event));
   }
-  if (active.slot >= 0 && !runners_failed_) model.runner->CloseSlot(active.slot);
+  if (active.slot >= 0 && !runners_failed_) {
+    model.runner->CloseSlot(active.slot);
+    if (Result<SelectionStats> selection = model.runner->Selection(); selection.ok()) {
+      model.stats.selection = std::move(selection).value();
+    }
+  }
   switch (reason) {
     case FinishReason::kNone: break;
     case FinishReason::kStop: ++model.stats.finished_stop; break;

@@ -117,6 +117,9 @@ Status CheckLists(const char* op, const UnitLists& lists, int32_t retrieval_head
   RETURN_IF_ERROR(AtLeast(op, "lists.first_list", lists.first_list, 0));
   RETURN_IF_ERROR(AtLeast(op, "lists.slot_lists", lists.slot_lists,
                           int64_t{lists.first_list} + retrieval_heads));
+  if (policy.reuse_distance > 0.0f) {
+    RETURN_IF_ERROR(NotNull(op, "lists.queries", lists.queries));
+  }
   const int32_t capacity = policy.token_budget / policy.unit_tokens;
   return Between(op, "lists.capacity", lists.capacity, capacity, capacity);
 }
@@ -248,6 +251,10 @@ Status Validate(const SelectionPolicy& policy) {
                            policy.unit_tokens);
   }
   RETURN_IF_ERROR(AtLeast(op, "reuse interval", policy.reuse_interval, 1));
+  if (!(policy.reuse_distance >= 0.0f)) {
+    return InvalidArgument("{}: the reuse distance is {}, must be at least 0", op,
+                           policy.reuse_distance);
+  }
   if (policy.token_budget == 0) {
     return OkStatus();
   }

@@ -226,6 +226,10 @@ struct UnitLists {
   int32_t slot_lists;  // retrieval heads of all layers
   int32_t first_list;  // retrieval heads of the layers before this one
   int32_t capacity;    // token_budget / unit_tokens
+  // With the index of counts: the group's queries that made each list, [group, head_dim] of dtype;
+  // null unless the policy has a reuse_distance.
+  void* queries = nullptr;
+  int64_t* made = nullptr;  // how often each list was made, never reset; or null
 };
 
 // What a decode row of a retrieval head attends to (design section 3).
@@ -233,6 +237,9 @@ struct SelectionPolicy {
   int32_t token_budget;    // n <= budget: all; a multiple of unit_tokens, >= 64 + 3 units; 0: dense
   int32_t unit_tokens;     // 64, 32 or 16
   int32_t reuse_interval;  // select when (position - prompt_tokens[slot]) % interval == 0; >= 1
+  // Unless 0: select also when a query of the group has moved by more than this share of its
+  // length, |q - q'| > distance |q|, from the q' that made the list (query_distance.h); >= 0.
+  float reuse_distance = 0.0f;
 };
 
 // The newest units that are always kept: those holding one of the newest 64 of n tokens.
@@ -240,8 +247,8 @@ constexpr int32_t FirstForcedNewestUnit(int32_t tokens, int32_t unit_tokens) {
   return (tokens > kPageTokens ? tokens - kPageTokens : 0) / unit_tokens;
 }
 
-// For each decode row and retrieval head with n = position + 1 > budget, when the interval or a
-// count of -1 asks for it: scores every unit of the n tokens and keeps budget / unit of them.
+// For each decode row and retrieval head with n = position + 1 > budget, when the policy or a count
+// of -1 asks for it: scores every unit of the n tokens and keeps budget / unit of them.
 //   kMinMax: score of logical page j for query head h: sum_d max(q_d kmax_d(j), q_d kmin_d(j)) /
 //     sqrt(D); of a unit: the maximum over its logical pages
 //   kSketch: score of token t: sum_d q_d k_d(t) / sqrt(D), k read back from its code (sketch.h), in
@@ -281,6 +288,9 @@ struct AttendDecodeParams {
   int32_t q_heads;
   int32_t group;
   void* workspace;
+  // Optional: [max_rows, q_heads], the natural logarithm of each head's softmax denominator, the
+  // sum of exp(q k / sqrt(head_dim)) over the keys that it read.
+  float* log_sums = nullptr;
 };
 
 // Softmax attention of the prefill rows, causal, after the retrieval append and before the

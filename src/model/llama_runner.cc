@@ -2,13 +2,16 @@
 
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
+#include <numeric>
 #include <utility>
+
+#include "base/random.h"
 
 namespace lserve {
 namespace {
 
 constexpr int32_t kMaxBatchedTokens = 1 << 17;
+constexpr uint64_t kAuditSeed = 0x61756469;  // which steps are audited
 
 // Bytes of an array, rounded up so that the next one is aligned.
 constexpr int64_t Padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -62,6 +65,9 @@ Result<std::unique_ptr<LlamaRunner>> LlamaRunner::Make(Backend& backend,
   if (checked.kv_cache_bytes < 0) {
     return InvalidArgument("KV cache size {} is negative", checked.kv_cache_bytes);
   }
+  if (!(checked.audit_rate >= 0 && checked.audit_rate <= 1)) {
+    return InvalidArgument("audit-rate {} is outside 0 to 1", checked.audit_rate);
+  }
   if (checked.max_logit_rows == 0) {
     checked.max_logit_rows = checked.max_num_seqs;
   }
@@ -107,6 +113,38 @@ Result<CacheConfig> LlamaRunner::MakeCacheConfig(const ModelConfig& config,
   return cache;
 }
 
+Status LlamaRunner::AllocateLists() {
+  const ModelConfig& config = weights_->config;
+  const int64_t lists = int64_t{batch_.max_slots} * mode_.plan.total_retrieval_heads();
+  unit_capacity_ = mode_.policy.token_budget / mode_.policy.unit_tokens;
+  const int64_t query_bytes = config.num_q_heads / config.num_kv_heads * config.head_dim *
+                              DTypeBytes(weights_->activations);
+  const std::pair<Buffer*, int64_t> wanted[] = {
+      {&units_, lists * unit_capacity_ * 4},
+      {&unit_counts_, lists * 4},
+      {&unit_queries_, mode_.policy.reuse_distance > 0.0f ? lists * query_bytes : 0},
+      {&lists_made_, lists * 8},
+  };
+  for (const auto& [buffer, size] : wanted) {
+    ASSIGN_OR_RETURN(*buffer, backend_.Allocate(size));
+  }
+  const std::vector<int32_t> all(static_cast<size_t>(lists), -1);
+  backend_.CopyToDevice(unit_counts_.data(), all.data(), lists * 4, *stream_);
+  lists_used_ = 0;
+  return stream_->Synchronize();
+}
+
+Status LlamaRunner::SetPolicy(const SelectionPolicy& policy) {
+  CHECK(!mode_.dense());
+  RETURN_IF_ERROR(Validate(policy));
+  if (policy.token_budget == 0) {
+    return InvalidArgument("a policy without a token budget is another attention mode: dense");
+  }
+  mode_.policy = policy;
+  RETURN_IF_ERROR(AllocateLists());
+  return Capture();
+}
+
 Status LlamaRunner::AllocateMemory(const RunnerOptions& options) {
   const ModelConfig& config = weights_->config;
   batch_.max_decode_rows = options.max_num_seqs;
@@ -126,16 +164,12 @@ Status LlamaRunner::AllocateMemory(const RunnerOptions& options) {
   limits_.vocab_size = static_cast<int32_t>(config.vocab_size);
 
   const int64_t slots = options.max_num_seqs;
-  const int64_t lists = slots * mode_.plan.total_retrieval_heads();
-  unit_capacity_ = mode_.policy.token_budget / mode_.policy.unit_tokens;
   const std::pair<Buffer*, int64_t> wanted[] = {
       {&last_token_, slots * 4},
       {&prompt_tokens_, slots * 4},
       {&sampling_, slots * static_cast<int64_t>(sizeof(SlotSampling))},
       {&token_counts_, slots * config.vocab_size * 4},
       {&prompt_seen_, slots * config.vocab_size},
-      {&units_, lists * unit_capacity_ * 4},
-      {&unit_counts_, lists * 4},
       {&sampled_, (int64_t{batch_.max_logit_rows} + kRowSlack) * 4},
       {&step_device_, StepLayout(batch_).bytes},
   };
@@ -154,6 +188,14 @@ Status LlamaRunner::AllocateMemory(const RunnerOptions& options) {
   batch_.row_token = at(layout.row_token);
   batch_.chunks = reinterpret_cast<const PrefillChunk*>(at(layout.chunks));
   batch_.logit_row = at(layout.logit_row);
+  RETURN_IF_ERROR(AllocateLists());
+  audit_rate_ = options.audit_rate;
+  if (audit_rate_ > 0 && !mode_.dense()) {
+    ASSIGN_OR_RETURN(audit_,
+                     SelectionAudit::Make(backend_, mode_.plan.retrieval_heads(), batch_,
+                                          forward_.dtype(), forward_.q_heads(), forward_.group(),
+                                          static_cast<int32_t>(config.head_dim)));
+  }
   return forward_.Allocate(batch_);
 }
 
@@ -172,6 +214,8 @@ void LlamaRunner::ForEachAttentionOp(Pass pass, size_t layer, Visitor&& visit) c
       lists.first_list += heads[below];
     }
     lists.capacity = unit_capacity_;
+    lists.queries = unit_queries_.bytes() > 0 ? unit_queries_.data() : nullptr;
+    lists.made = lists_made_.As<int64_t>();
     if (heads[layer] > 0) {
       visit(ops.select_units, SelectUnitsParams{.batch = batch_,
                                                 .q = forward_.q().data(),
@@ -186,17 +230,21 @@ void LlamaRunner::ForEachAttentionOp(Pass pass, size_t layer, Visitor&& visit) c
                                                 .workspace = forward_.workspace()});
     }
   }
-  visit(ops.attend_decode, AttendDecodeParams{.batch = batch_,
-                                              .q = forward_.q().data(),
-                                              .output = forward_.attended().data(),
-                                              .retrieval = retrieval,
-                                              .streaming = streaming,
-                                              .lists = lists,
-                                              .policy = mode_.policy,
-                                              .dtype = forward_.dtype(),
-                                              .q_heads = forward_.q_heads(),
-                                              .group = forward_.group(),
-                                              .workspace = forward_.workspace()});
+  const AttendDecodeParams attend{.batch = batch_,
+                                  .q = forward_.q().data(),
+                                  .output = forward_.attended().data(),
+                                  .retrieval = retrieval,
+                                  .streaming = streaming,
+                                  .lists = lists,
+                                  .policy = mode_.policy,
+                                  .dtype = forward_.dtype(),
+                                  .q_heads = forward_.q_heads(),
+                                  .group = forward_.group(),
+                                  .workspace = forward_.workspace()};
+  visit(ops.attend_decode, attend);
+  if (pass == Pass::kAuditedDecode) {
+    audit_->Visit(layer, ops.attend_decode, attend, visit);
+  }
   if (pass == Pass::kMixed) {
     visit(ops.attend_prefill, AttendPrefillParams{.batch = batch_,
                                                   .q = forward_.q().data(),
@@ -248,6 +296,9 @@ Status LlamaRunner::Capture() {
   };
   decode_graph_ = capture(Pass::kDecode, true);
   mixed_graph_ = capture(Pass::kMixed, true);
+  if (audit_ != nullptr) {
+    audited_graph_ = capture(Pass::kAuditedDecode, true);
+  }
   decode_logits_graph_ = capture(Pass::kDecode, false);
   mixed_logits_graph_ = capture(Pass::kMixed, false);
   return OkStatus();
@@ -318,6 +369,7 @@ LlamaRunner::Pass LlamaRunner::FillStep(const StepInput& input,
   CHECK_LE(std::ssize(input.chunks), batch_.max_chunks);
   CHECK_LE(std::ssize(logit_rows), batch_.max_logit_rows);
 
+  selecting_rows_.clear();
   int32_t row = 0;
   const auto add_row = [&](int32_t slot, int64_t position, int32_t token) {
     row_slot[row] = slot;
@@ -328,6 +380,9 @@ LlamaRunner::Pass LlamaRunner::FillStep(const StepInput& input,
   for (const DecodeRow& decode : input.decode) {
     CHECK_EQ(decode.position, cache_->length(decode.slot));
     CHECK_LT(decode.token, limits_.vocab_size);
+    if (!mode_.dense() && decode.position >= mode_.policy.token_budget) {
+      selecting_rows_.push_back(row);
+    }
     add_row(decode.slot, decode.position, decode.token);
     cache_->SetLength(decode.slot, decode.position + 1);
   }
@@ -358,6 +413,7 @@ LlamaRunner::Pass LlamaRunner::FillStep(const StepInput& input,
   }
   CHECK_LE(chunk_page, cache_->config().max_chunk_pages);
 
+  lists_used_ += std::ssize(selecting_rows_) * mode_.plan.total_retrieval_heads();
   const auto decode_rows = static_cast<int32_t>(input.decode.size());
   int32_t* counts = at(layout.counts);
   counts[kDecodeRows] = decode_rows;
@@ -391,14 +447,34 @@ Result<std::vector<SampledToken>> LlamaRunner::Step(const StepInput& input) {
     }
   }
   const Pass pass = FillStep(input, logit_rows);
-  stream_->Launch(pass == Pass::kDecode ? *decode_graph_ : *mixed_graph_);
+  const bool audited = audit_ != nullptr && pass == Pass::kDecode && !selecting_rows_.empty() &&
+                       UniformFloat(Philox(kAuditSeed, decode_steps_++)[0]) < audit_rate_;
+  stream_->Launch(audited                 ? *audited_graph_
+                  : pass == Pass::kDecode ? *decode_graph_
+                                          : *mixed_graph_);
   std::vector<int32_t> tokens(sampled.size());
   backend_.CopyToHost(tokens.data(), sampled_.data(), std::ssize(tokens) * 4, *stream_);
   RETURN_IF_ERROR(stream_->Synchronize());
   for (size_t i = 0; i < sampled.size(); ++i) {
     sampled[i].token = tokens[i];
   }
+  if (audited) {
+    RETURN_IF_ERROR(audit_->Record(*stream_, selecting_rows_));
+  }
   return sampled;
+}
+
+Result<SelectionStats> LlamaRunner::Selection() {
+  SelectionStats stats;
+  stats.uses = lists_used_;
+  std::vector<int64_t> made(static_cast<size_t>(lists_made_.bytes()) / sizeof(int64_t));
+  backend_.CopyToHost(made.data(), lists_made_.data(), lists_made_.bytes(), *stream_);
+  RETURN_IF_ERROR(stream_->Synchronize());
+  stats.made = std::accumulate(made.begin(), made.end(), int64_t{0});
+  if (audit_ != nullptr) {
+    stats.layers = audit_->layers();
+  }
+  return stats;
 }
 
 Result<std::vector<float>> LlamaRunner::StepLogits(const StepInput& input,

@@ -13,6 +13,7 @@
 #include "kv/two_lane_cache.h"
 #include "model/forward_pass.h"
 #include "model/runner.h"
+#include "model/selection_audit.h"
 #include "model/weights.h"
 #include "sparse/attention_mode.h"
 
@@ -24,6 +25,7 @@ struct RunnerOptions {
   int32_t max_batched_tokens = 2048;  // prefill rows of one step, 128 to 2^17
   int64_t kv_cache_bytes = 0;         // of all pools; 0: what max_num_seqs full contexts take
   int32_t max_logit_rows = 0;         // 0: max_num_seqs; more to read logits of many rows
+  double audit_rate = 0;              // share of decode steps whose selection is audited, 0 to 1
 };
 
 class LlamaRunner : public Runner {
@@ -50,12 +52,17 @@ class LlamaRunner : public Runner {
   int64_t PagesFor(int64_t tokens) const override { return TwoLaneCache::PagesFor(tokens); }
   int64_t FreePages() const override { return cache_->free_pages(); }
   int64_t KvBytes(int32_t slot) const override { return cache_->KvBytes(slot); }
+  Result<SelectionStats> Selection() override;
   Result<std::vector<SampledToken>> Step(const StepInput& input) override;
 
   // Runs a step and returns the float32 logits [rows, vocab_size] of the given rows of its batch
   // (decode rows first, then the chunks' rows, in the input's order); at most max_logit_rows.
   // Nothing is sampled.
   Result<std::vector<float>> StepLogits(const StepInput& input, std::span<const int32_t> rows);
+
+  // Selects by another policy from the next step on: what a slot selected before is forgotten. Not
+  // for a dense runner. Errors: those of Validate; kResourceExhausted.
+  Status SetPolicy(const SelectionPolicy& policy);
 
   const AttentionMode& mode() const { return mode_; }
   const TwoLaneCache& cache() const { return *cache_; }
@@ -64,10 +71,12 @@ class LlamaRunner : public Runner {
   LlamaRunner(Backend& backend, std::shared_ptr<const ModelWeights> weights, AttentionMode mode);
 
   Status AllocateMemory(const RunnerOptions& options);
+  // The lists of selected units, whose size the policy decides; every count -1.
+  Status AllocateLists();
   // Validates the operations' parameters and captures the graphs.
   Status Capture();
   // Calls visit(op, params) for the operations of a step, in their order.
-  enum class Pass { kDecode, kMixed };
+  enum class Pass { kDecode, kMixed, kAuditedDecode };
   template <typename Visitor>
   void ForEachOp(Pass pass, bool sample, Visitor&& visit) const;
   template <typename Visitor>
@@ -82,7 +91,7 @@ class LlamaRunner : public Runner {
 
   Backend& backend_;
   const std::shared_ptr<const ModelWeights> weights_;
-  const AttentionMode mode_;
+  AttentionMode mode_;
   RunnerLimits limits_;
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<TwoLaneCache> cache_;
@@ -90,6 +99,8 @@ class LlamaRunner : public Runner {
   ForwardPass forward_;
   // By slot.
   Buffer last_token_, prompt_tokens_, sampling_, token_counts_, prompt_seen_, units_, unit_counts_;
+  Buffer unit_queries_;  // of reuse_distance, else empty
+  Buffer lists_made_;
   Buffer sampled_;
   BatchView batch_;
   Buffer step_device_;
@@ -97,8 +108,15 @@ class LlamaRunner : public Runner {
   std::vector<bool> slot_penalties_;  // by slot: its sampling settings have a penalty
   int32_t unit_capacity_ = 0;
 
-  std::unique_ptr<Graph> decode_graph_, mixed_graph_;                // with sampling
-  std::unique_ptr<Graph> decode_logits_graph_, mixed_logits_graph_;  // without
+  // Selection figures.
+  int64_t lists_used_ = 0;
+  std::vector<int32_t> selecting_rows_;    // of the step: decode rows beyond the budget
+  std::unique_ptr<SelectionAudit> audit_;  // null: none
+  double audit_rate_ = 0;
+  uint64_t decode_steps_ = 0;
+
+  std::unique_ptr<Graph> decode_graph_, mixed_graph_, audited_graph_;  // with sampling
+  std::unique_ptr<Graph> decode_logits_graph_, mixed_logits_graph_;    // without
 };
 
 }  // namespace lserve

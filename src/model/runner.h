@@ -49,6 +49,23 @@ struct SampledToken {
   int32_t token;
 };
 
+// What audited decode rows of a layer's retrieval heads showed, against attention over everything.
+struct LayerAudit {
+  int32_t layer = 0;
+  int64_t rows = 0;           // audited
+  double captured_sum = 0;    // of the rows' captured attention mass, 0 to 1, mean over query heads
+  double captured_least = 1;  // of a row
+  double error_sum = 0;       // of the rows' output error, |selected - all| / |all|
+  double error_most = 0;      // of a row
+};
+
+// Page selection since the runner was made.
+struct SelectionStats {
+  int64_t uses = 0;  // lists read: decode rows beyond the budget times retrieval heads
+  int64_t made = 0;  // of these lists, those made for the row: the others were reused
+  std::vector<LayerAudit> layers;  // layers with retrieval heads; empty without an audit
+};
+
 class Runner {
  public:
   virtual ~Runner() = default;
@@ -78,6 +95,9 @@ class Runner {
 
   // Bytes of the pages that the slot uses in every pool, statistics included.
   virtual int64_t KvBytes(int32_t slot) const = 0;
+
+  // Errors: kInternal (the device failed).
+  virtual Result<SelectionStats> Selection() { return SelectionStats{}; }
 
   // Runs one step; room for its tokens was reserved. The result holds one token for each decode row
   // and chunk with `sample`, decode rows first, in the input's order.

@@ -121,6 +121,35 @@ constexpr EngineFact kEngineFacts[] = {
      [](const EngineModelStats& stats) { return Number(stats.kv_pages); }},
     {"lserve:kv_pages_used", "Retrieval pages in use.", MetricType::Gauge,
      [](const EngineModelStats& stats) { return Number(stats.kv_pages_used); }},
+    {"lserve:selection_lists_used_total", "Unit lists read by decode rows beyond the token budget.",
+     MetricType::Counter,
+     [](const EngineModelStats& stats) { return Number(stats.selection.uses); }},
+    {"lserve:selection_lists_made_total", "Unit lists made: the others were reused.",
+     MetricType::Counter,
+     [](const EngineModelStats& stats) { return Number(stats.selection.made); }},
+};
+
+// What --audit-rate found, by layer.
+struct AuditFact {
+  const char* name;
+  const char* help;
+  MetricType type;
+  double (*value)(const LayerAudit&);
+};
+
+constexpr AuditFact kAuditFacts[] = {
+    {"lserve:audit_rows_total", "Decode rows whose selection was compared with dense attention.",
+     MetricType::Counter, [](const LayerAudit& layer) { return Number(layer.rows); }},
+    {"lserve:audit_captured_mass_total",
+     "Sum over audited rows of the attention mass that the selected units hold.",
+     MetricType::Counter, [](const LayerAudit& layer) { return layer.captured_sum; }},
+    {"lserve:audit_captured_mass_min", "The least of them.", MetricType::Gauge,
+     [](const LayerAudit& layer) { return layer.captured_least; }},
+    {"lserve:audit_output_error_total",
+     "Sum over audited rows of the retrieval heads' relative output error.", MetricType::Counter,
+     [](const LayerAudit& layer) { return layer.error_sum; }},
+    {"lserve:audit_output_error_max", "The largest of them.", MetricType::Gauge,
+     [](const LayerAudit& layer) { return layer.error_most; }},
 };
 
 // A setting's name as a label: "token-budget" becomes "token_budget".
@@ -269,6 +298,21 @@ std::string Metrics::Scrape(const Engine* engine, std::span<const std::string> m
           family.Add(ModelLabels(model_names[index]), fact.value(engine->stats(model)));
         }
       }
+      families.push_back(family.Take());
+    }
+  }
+  for (const AuditFact& fact : kAuditFacts) {
+    EngineFamily family(fact.name, fact.help, fact.type);
+    bool any = false;
+    for (int32_t model = 0; engine != nullptr && model < engine->num_models(); ++model) {
+      for (const LayerAudit& layer : engine->stats(model).selection.layers) {
+        Labels labels = ModelLabels(model_names[static_cast<size_t>(model)]);
+        labels.emplace("layer", std::to_string(layer.layer));
+        family.Add(labels, fact.value(layer));
+        any = true;
+      }
+    }
+    if (any) {
       families.push_back(family.Take());
     }
   }

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/file.h"
+#include "base/json.h"
 
 namespace lserve {
 namespace {
@@ -22,6 +23,21 @@ std::vector<std::string_view> Split(std::string_view text, char separator) {
   }
   parts.push_back(text.substr(begin));
   return parts;
+}
+
+// An optional field of a plan's config.json.
+Result<std::optional<int64_t>> WindowSize(const Json& config, const char* field, int64_t low,
+                                          const std::string& path) {
+  const Json* value = FindKey(config, field);
+  if (value == nullptr || value->is_null()) {
+    return std::optional<int64_t>();
+  }
+  constexpr int64_t kHigh = 1 << 20;
+  if (!value->is_number_integer() || *value < low || *value > kHigh) {
+    return InvalidArgument("{}: {} {} is no integer of {} to {}", path, field, value->dump(), low,
+                           kHigh);
+  }
+  return std::optional<int64_t>(value->get<int64_t>());
 }
 
 }  // namespace
@@ -104,6 +120,37 @@ Result<HeadGates> ReadHeadGates(const std::string& path, int32_t layers, int32_t
                            layers);
   }
   return gates;
+}
+
+std::string FormatHeadGates(const HeadGates& gates) {
+  std::string text;
+  for (const std::vector<double>& row : gates) {
+    for (size_t head = 0; head < row.size(); ++head) {
+      text += fmt::format("{}{:.6f}", head > 0 ? "\t" : "", row[head]);
+    }
+    text += "\n";
+  }
+  return text;
+}
+
+Result<HeadPlanFiles> FindHeadPlan(const std::string& path) {
+  HeadPlanFiles files;
+  if (!IsDirectory(path)) {
+    files.gates = path;
+    return files;
+  }
+  files.gates = JoinPath(path, "full_attention_heads.tsv");
+  if (!FileExists(files.gates)) {
+    return NotFound("the head plan {} is a folder without full_attention_heads.tsv", path);
+  }
+  const std::string config_path = JoinPath(path, "config.json");
+  if (!FileExists(config_path)) {
+    return files;
+  }
+  ASSIGN_OR_RETURN(const Json config, ReadJsonFile(config_path, int64_t{1} << 20));
+  ASSIGN_OR_RETURN(files.sink_tokens, WindowSize(config, "sink_size", 0, config_path));
+  ASSIGN_OR_RETURN(files.local_tokens, WindowSize(config, "recent_size", 1, config_path));
+  return files;
 }
 
 }  // namespace lserve

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,9 @@ namespace lserve {
 
 // Gates in [0, 1], [layers][kv_heads]: how much a head retrieves.
 using HeadGates = std::vector<std::vector<double>>;
+
+// Which KV heads stream, by the checkpoint's number layer * kv_heads + head.
+using HeadSet = std::vector<bool>;
 
 class HeadPlan {
  public:
@@ -46,5 +50,18 @@ class HeadPlan {
 // DuoAttention publishes; values are clipped to [0, 1]. Errors: kNotFound; kInvalidArgument, naming
 // line and value (shape, not a number).
 Result<HeadGates> ReadHeadGates(const std::string& path, int32_t layers, int32_t kv_heads);
+
+// The same format, 6 decimals.
+std::string FormatHeadGates(const HeadGates& gates);
+
+// What a --head-plan names: a file of gates, or a folder as DuoAttention publishes them, with
+// full_attention_heads.tsv and, if it is there, config.json with the window that was trained.
+struct HeadPlanFiles {
+  std::string gates;                                 // the file's path
+  std::optional<int64_t> sink_tokens, local_tokens;  // config.json's sink_size and recent_size
+};
+// Errors: kNotFound (nothing at `path`, no gates in the folder); kInvalidArgument (config.json is
+// no JSON, or a size is no integer or out of range).
+Result<HeadPlanFiles> FindHeadPlan(const std::string& path);
 
 }  // namespace lserve

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
 #include "base/file.h"
 
 namespace lserve {
@@ -72,6 +74,57 @@ TEST_F(HeadGatesFile, NamesWhatIsWrong) {
   EXPECT_NE(message("0\tx1\n0\t1\n").find("\"x1\" is not a number"), std::string::npos);
   EXPECT_NE(message("0\tnan\n0\t1\n").find("\"nan\""), std::string::npos);
   EXPECT_EQ(ReadHeadGates("/no/such/file", 2, 2).status().code(), StatusCode::kNotFound);
+}
+
+// As DuoAttention publishes them: numbers as numpy writes them, a few below 0, and much else in
+// config.json.
+class HeadPlanFolder : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::filesystem::create_directories(folder_);
+    Write("full_attention_heads.tsv",
+          "8.593750000000000000e-01\t-9.250640869140625000e-05\n"
+          "1.000000000000000000e+00\t3.398437500000000000e-01\n");
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+  void Write(const char* name, const std::string& text) const {
+    CHECK_OK(WriteFileAtomically(JoinPath(folder_, name), text));
+  }
+
+  const std::string folder_ = ::testing::TempDir() + "/published_plan";
+};
+
+TEST_F(HeadPlanFolder, GivesGatesAndWindow) {
+  Write("config.json", R"({"config_name": null, "sink_size": 64, "recent_size": 512, "lr": 0.02})");
+  const HeadPlanFiles files = FindHeadPlan(folder_).value();
+  EXPECT_EQ(files.sink_tokens, 64);
+  EXPECT_EQ(files.local_tokens, 512);
+  EXPECT_EQ(ReadHeadGates(files.gates, 2, 2).value(),
+            (HeadGates{{0.859375, 0.0}, {1.0, 0.33984375}}));
+}
+
+TEST_F(HeadPlanFolder, WindowIsOptionalAndAFileHasNone) {
+  EXPECT_EQ(FindHeadPlan(folder_).value().sink_tokens, std::nullopt);
+  Write("config.json", R"({"sink_size": 0, "recent_size": null})");
+  EXPECT_EQ(FindHeadPlan(folder_).value().sink_tokens, 0);
+  EXPECT_EQ(FindHeadPlan(folder_).value().local_tokens, std::nullopt);
+  const std::string file = JoinPath(folder_, "full_attention_heads.tsv");
+  EXPECT_EQ(FindHeadPlan(file).value().gates, file);
+  EXPECT_EQ(FindHeadPlan(file).value().sink_tokens, std::nullopt);
+}
+
+TEST_F(HeadPlanFolder, NamesWhatIsWrong) {
+  const auto message = [&](const std::string& config) {
+    Write("config.json", config);
+    return FindHeadPlan(folder_).status().message();
+  };
+  EXPECT_NE(message("{").find("config.json is not valid JSON"), std::string::npos);
+  EXPECT_NE(message(R"({"sink_size": -1})").find("sink_size -1"), std::string::npos);
+  EXPECT_NE(message(R"({"recent_size": 0})").find("recent_size 0"), std::string::npos);
+  EXPECT_NE(message(R"({"recent_size": "256"})").find("recent_size \"256\""), std::string::npos);
+  EXPECT_NE(message(R"({"recent_size": 1e30})").find("recent_size 1e+30"), std::string::npos);
+  std::filesystem::remove(JoinPath(folder_, "full_attention_heads.tsv"));
+  EXPECT_EQ(FindHeadPlan(folder_).status().code(), StatusCode::kNotFound);
 }
 
 }  // namespace

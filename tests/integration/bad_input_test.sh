@@ -123,6 +123,16 @@ expect 'plan of another shape' 'line 1 has 2 gates' generate "$work/model"
 broken; printf '0\t1\t0\tx\n' >"$work/model/full_attention_heads.tsv"
 expect 'plan is no number' '"x" is not a number' generate "$work/model"
 expect 'missing plan' 'no/plan' generate "$model" --head-plan /no/plan
+mkdir "$work/plan"
+expect 'plan folder without gates' 'plan is a folder without' generate "$model" --head-plan "$work/plan"
+cp "$model/full_attention_heads.tsv" "$work/plan"
+printf '{"sink_size": 128, "recent_size": "many"}' >"$work/plan/config.json"
+expect 'plan of a bad window' 'config.json: recent_size "many"' \
+  generate "$model" --head-plan "$work/plan"
+printf '{"sink_size": 128, "recent_size": 256}' >"$work/plan/config.json"
+sed -i 3d "$work/plan/full_attention_heads.tsv"
+expect 'plan of another model' '5 lines of gates, the model has 6 layers' \
+  generate "$model" --head-plan "$work/plan"
 
 # Flags.
 expect 'share above 1' 'streaming-share.*1.5' generate "$model" --streaming-share 1.5
@@ -165,10 +175,53 @@ printf '{"id":"a","kind":"x","length":1,"question":"q","answer":"a","same_docume
   >"$work/bad.jsonl"
 expect 'unknown document' 'line 1.*"z"' "$lserve" eval "$model" --qa "$work/bad.jsonl"
 expect 'missing questions' 'no/such' "$lserve" eval "$model" --qa /no/such
+printf '{"index":0,"input":"p","outputs":"a","length":9}\n' >"$work/bad.jsonl"
+expect 'RULER row without outputs' 'line 1: "outputs"' \
+  "$lserve" eval "$model" --ruler "$work/bad.jsonl"
+expect 'text too short' 'has .* tokens; a text of' "$lserve" eval "$model" --text "$model/README.md" \
+  --lengths 60000
+
+# Suites.
+expect 'nothing to evaluate' 'nothing to evaluate' "$lserve" eval "$model"
+expect 'unknown suite' '"niha" is none of niah, multikey' "$lserve" eval "$model" --suite niha
+expect 'suite beyond the context' 'lengths 100000.*context of 65536' \
+  "$lserve" eval "$model" --suite niah --lengths 100000
+expect 'suite too short' 'lengths 100 ' "$lserve" eval "$model" --suite niah --lengths 100
+expect 'length twice' 'lengths names 2048 twice' \
+  "$lserve" eval "$model" --suite niah --lengths 2048,2048
+expect 'no samples' 'samples 0' "$lserve" eval "$model" --suite niah --samples 0
+expect 'no depths' 'depths 0' "$lserve" eval "$model" --suite niah --depths 0
+expect 'odd budget' 'token-budget 100' "$lserve" eval "$model" --suite niah --budgets 512,100
+expect 'budget twice' 'budgets names 512 twice' \
+  "$lserve" eval "$model" --suite niah --budgets 512,512
+expect 'no room for a document' 'decode-tokens 2000' \
+  "$lserve" eval "$model" --suite long-generation --lengths 2048 --decode-tokens 2000
+printf '{"model":"other"}\n' >"$work/out.json.rows.partial"
+expect 'resumed with other settings' 'other settings' "$lserve" eval "$model" --suite niah \
+  --lengths 2048 --samples 1 --json "$work/out.json" --resume
+expect 'resume without a file' 'give --json' "$lserve" eval "$model" --suite niah --resume
 
 # Benchmarks.
 expect 'length beyond context' 'lengths 100000' "$lserve" bench "$model" --lengths 100000
 expect 'no repetition' 'repeat 0' "$lserve" bench "$model" --repeat 0
+
+# Calibration.
+calibrate() { "$lserve" calibrate "$model" "$@" --output "$work/plan.tsv"; }
+expect 'no samples' 'samples 0' calibrate --samples 0
+expect 'documents too short' 'length 100 is outside' calibrate --length 100
+expect 'documents beyond context' 'length 100000 is outside' calibrate --length 100000
+expect 'bound is NaN' 'max-loss-increase nan' calibrate --max-loss-increase nan
+expect 'bound is negative' 'max-loss-increase -1' calibrate --max-loss-increase -1
+expect 'plan for a plan' 'head-plan.*reads none' calibrate --head-plan "$work/plan"
+expect 'plan is there' 'full_attention_heads.tsv is there already' "$lserve" calibrate "$model"
+expect 'no place for the plan' 'no/such/folder' "$lserve" calibrate "$model" \
+  --output /no/such/folder/plan.tsv
+printf '{"model":"another"}\n' >"$work/plan.tsv.rows.partial"
+expect 'resumed with other settings' 'other settings' calibrate --resume
+broken
+jq 'del(.chat_template)' "$model/tokenizer_config.json" >"$work/model/tokenizer_config.json"
+expect 'no chat template' 'no chat template' "$lserve" calibrate "$work/model" \
+  --output "$work/other.tsv"
 
 echo "$((cases - failed)) passed, $failed failed"
 [ "$failed" -eq 0 ]

@@ -254,9 +254,10 @@ void RunSegment(const AttendDecodeParams& params, const DecodeShape& shape,
   variant.run(segment);
 }
 
-// One query head: its segments' records, `step` floats apart, to the rounded output.
-void Combine(const float* records, int64_t step, int32_t segments, float scale, int32_t head_dim,
-             BFloat16* output) {
+// One query head: its segments' records, `step` floats apart, to the rounded output. Returns the
+// natural logarithm of the softmax's denominator.
+float Combine(const float* records, int64_t step, int32_t segments, float scale, int32_t head_dim,
+              BFloat16* output) {
   float max = records[0];
   for (int32_t s = 1; s < segments; ++s) {
     max = std::max(max, records[s * step]);
@@ -276,6 +277,7 @@ void Combine(const float* records, int64_t step, int32_t segments, float scale, 
     }
     output[d] = ToBFloat16(value * inverse);
   }
+  return (max * scale + std::log2(sum)) * std::numbers::ln2_v<float>;
 }
 
 }  // namespace
@@ -326,11 +328,15 @@ void RunAttendDecode(const AttendDecodeParams& params, const DecodeVariant& vari
     const int32_t head_dim = params.retrieval.layout.heads > 0 ? params.retrieval.layout.head_dim
                                                                : params.streaming.layout.head_dim;
     const float scale = std::numbers::log2e_v<float> / std::sqrt(static_cast<float>(head_dim));
-    auto* output = static_cast<BFloat16*>(params.output) +
-                   (int64_t{row} * params.q_heads + int64_t{head} * params.group) * head_dim;
+    const int64_t q_head = int64_t{row} * params.q_heads + int64_t{head} * params.group;
+    auto* output = static_cast<BFloat16*>(params.output) + q_head * head_dim;
     for (int32_t g = 0; g < params.group; ++g) {
-      Combine(workspace + pair * pair_floats + g * shape.record_stride, segment_floats, segments,
-              scale, head_dim, output + int64_t{g} * head_dim);
+      const float log_sum =
+          Combine(workspace + pair * pair_floats + g * shape.record_stride, segment_floats,
+                  segments, scale, head_dim, output + int64_t{g} * head_dim);
+      if (params.log_sums != nullptr) {
+        params.log_sums[q_head + g] = log_sum;
+      }
     }
   }
 }

@@ -15,6 +15,7 @@
 #include "kernels/cpu/page_layout.h"
 #include "kernels/cpu/select_units_kernel.h"
 #include "kernels/cpu/variant.h"
+#include "kernels/query_distance.h"
 
 namespace lserve::cpu {
 namespace {
@@ -158,24 +159,39 @@ class UnitSelector {
     return scores + pair * MaxUnits(params_);
   }
 
+  // [group, head_dim] each.
+  const BFloat16* Queries(int64_t pair) const {
+    return static_cast<const BFloat16*>(params_.q) +
+           (Row(pair) * params_.q_heads + Head(pair) * params_.group) *
+               params_.retrieval.layout.head_dim;
+  }
+  BFloat16* ListQueries(int64_t pair) const {
+    return static_cast<BFloat16*>(params_.lists.queries) +
+           List(pair) * params_.group * params_.retrieval.layout.head_dim;
+  }
+
   bool Due(int64_t pair) const {
     const SelectionPolicy& policy = params_.policy;
     if (policy.token_budget == 0 || Tokens(pair) <= policy.token_budget) {
       return false;
     }
     const int32_t generated = Tokens(pair) - 1 - params_.prompt_tokens[Slot(pair)];
-    return generated % policy.reuse_interval == 0 || params_.lists.counts[List(pair)] < 0;
+    if (generated % policy.reuse_interval == 0 || params_.lists.counts[List(pair)] < 0) {
+      return true;
+    }
+    return policy.reuse_distance > 0.0f &&
+           QueryMoved(Queries(pair), ListQueries(pair), params_.group,
+                      params_.retrieval.layout.head_dim, policy.reuse_distance);
   }
 
   // The group's queries, widened, and split into their negative and positive parts.
   void PrepareQueries(int64_t pair) {
     const KvPageLayout& layout = params_.retrieval.layout;
-    const auto* q = static_cast<const uint16_t*>(params_.q) +
-                    (Row(pair) * params_.q_heads + Head(pair) * params_.group) * layout.head_dim;
+    const BFloat16* q = Queries(pair);
     for (int32_t g = 0; g < params_.group; ++g) {
       uint16_t* to = scratch_.q_pairs + int64_t{g} * layout.padded_head_dim * 2;
       for (int32_t d = 0; d < layout.padded_head_dim; ++d) {
-        const uint16_t x = d < layout.head_dim ? q[g * layout.head_dim + d] : uint16_t{0};
+        const uint16_t x = d < layout.head_dim ? q[g * layout.head_dim + d].bits : uint16_t{0};
         const bool negative = (x & 0x8000u) != 0;
         to[2 * d] = negative ? x : uint16_t{0};
         to[2 * d + 1] = negative ? uint16_t{0} : x;
@@ -265,6 +281,13 @@ class UnitSelector {
       list[count++] = u;
     }
     params_.lists.counts[List(pair)] = count;
+    if (params_.lists.made != nullptr) {
+      ++params_.lists.made[List(pair)];
+    }
+    if (params_.lists.queries != nullptr) {
+      std::copy_n(Queries(pair), int64_t{params_.group} * params_.retrieval.layout.head_dim,
+                  ListQueries(pair));
+    }
     if (params_.scores != nullptr) {
       std::fill(scores + units, scores + MaxUnits(params_), kMinusInf);
     }

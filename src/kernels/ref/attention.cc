@@ -98,11 +98,15 @@ class RowAttention {
     tokens_.push_back(pages_.Token(page, head, token % kPageTokens));
   }
 
-  // kv_head counts the layer's KV heads, retrieval first.
-  void Attend(int32_t row, int32_t kv_head, int32_t head_dim) const {
+  // kv_head counts the layer's KV heads, retrieval first; log_sums: [rows, q_heads] or null.
+  void Attend(int32_t row, int32_t kv_head, int32_t head_dim, float* log_sums = nullptr) const {
     for (int32_t g = 0; g < group_; ++g) {
-      const int64_t offset = (int64_t{row} * q_heads_ + kv_head * group_ + g) * head_dim;
-      SoftmaxAttention<T>(q_ + offset, tokens_, head_dim, output_ + offset);
+      const int64_t head = int64_t{row} * q_heads_ + kv_head * group_ + g;
+      const double log_sum =
+          SoftmaxAttention<T>(q_ + head * head_dim, tokens_, head_dim, output_ + head * head_dim);
+      if (log_sums != nullptr) {
+        log_sums[head] = static_cast<float>(log_sum);
+      }
     }
   }
 
@@ -131,14 +135,15 @@ void AttendDecodeRow(const AttendDecodeParams& params, int32_t row, RowAttention
                       token);
       }
     }
-    attention.Attend(row, head, retrieval.layout.head_dim);
+    attention.Attend(row, head, retrieval.layout.head_dim, params.log_sums);
   }
   for (int32_t head = 0; head < streaming.layout.heads; ++head) {
     attention.Clear();
     ForStreamingTokens(streaming, position, [&](int32_t token) {
       attention.See(RingPage<T>(streaming, slot, token / kPageTokens), head, token);
     });
-    attention.Attend(row, retrieval.layout.heads + head, streaming.layout.head_dim);
+    attention.Attend(row, retrieval.layout.heads + head, streaming.layout.head_dim,
+                     params.log_sums);
   }
 }
 

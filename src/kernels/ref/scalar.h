@@ -87,10 +87,10 @@ struct CachedToken {
 
 // output = sum_t P_t v_t / sum_t p_t with s_t = q . k_t / sqrt(D), p_t = exp(s_t - max s). P is p
 // rounded to T before the product with the values, as tensor units take it; the sum of the
-// denominator sees p unrounded. Without tokens the output is zero.
+// denominator sees p unrounded. Without tokens the output is zero. Returns log(sum_t exp(s_t)).
 template <typename T>
-void SoftmaxAttention(const T* q, std::span<const CachedToken<T>> tokens, int32_t head_dim,
-                      T* output) {
+double SoftmaxAttention(const T* q, std::span<const CachedToken<T>> tokens, int32_t head_dim,
+                        T* output) {
   const double scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
   std::vector<double> scores(tokens.size());
   double maximum = -INFINITY;
@@ -111,6 +111,7 @@ void SoftmaxAttention(const T* q, std::span<const CachedToken<T>> tokens, int32_
   for (size_t d = 0; d < sums.size(); ++d) {
     output[d] = Store<T>(tokens.empty() ? 0.0 : sums[d] / denominator);
   }
+  return maximum + std::log(denominator);
 }
 
 // What one query head thinks of a logical page: sum_d max(q_d kmax_d, q_d kmin_d) / sqrt(D)

@@ -3,6 +3,7 @@
 #include <limits>
 #include <numeric>
 
+#include "kernels/query_distance.h"
 #include "kernels/ref/operations.h"
 #include "kernels/ref/page.h"
 #include "kernels/ref/scalar.h"
@@ -42,6 +43,14 @@ double BestKeyScore(const T* q, const Page<T>& page, int32_t head, int32_t first
   return best;
 }
 
+// The queries of a row's group, [group, head_dim].
+template <typename T>
+const T* GroupQueries(const SelectUnitsParams& params, int32_t row, int32_t head) {
+  return static_cast<const T*>(params.q) +
+         (int64_t{row} * params.q_heads + int64_t{head} * params.group) *
+             params.retrieval.layout.head_dim;
+}
+
 // Group score of every unit of the row's tokens; logical pages without tokens score nothing. A NaN
 // score counts as minus infinity.
 template <typename T>
@@ -59,8 +68,7 @@ std::vector<float> ScoreUnits(const SelectUnitsParams& params, int32_t row, int3
     const int32_t end = first + std::min(kLogicalPageTokens, position + 1 - token);
     float& unit = scores[static_cast<size_t>(token / params.policy.unit_tokens)];
     for (int32_t g = 0; g < params.group; ++g) {
-      const T* q = static_cast<const T*>(params.q) +
-                   (int64_t{row} * params.q_heads + head * params.group + g) * head_dim;
+      const T* q = GroupQueries<T>(params, row, head) + int64_t{g} * head_dim;
       const double score = lane.layout.score == PageScore::kSketch
                                ? BestKeyScore(q, page, head, first, end, open)
                                : MinMaxScore(q, page, head, first / kLogicalPageTokens, head_dim);
@@ -88,6 +96,49 @@ std::vector<int32_t> KeepUnits(const std::vector<float>& scores, int32_t capacit
   return order;
 }
 
+// Whether the row's list `index` is due, and the queries that it is judged by.
+template <typename T>
+bool Due(const SelectUnitsParams& params, int32_t row, int32_t head, int64_t index) {
+  const SelectionPolicy& policy = params.policy;
+  const int32_t head_dim = params.retrieval.layout.head_dim;
+  const int32_t generated =
+      params.batch.row_position[row] - params.prompt_tokens[params.batch.row_slot[row]];
+  if (generated % policy.reuse_interval == 0 || params.lists.counts[index] < 0) {
+    return true;
+  }
+  return policy.reuse_distance > 0.0f &&
+         QueryMoved(GroupQueries<T>(params, row, head),
+                    static_cast<const T*>(params.lists.queries) + index * params.group * head_dim,
+                    params.group, head_dim, policy.reuse_distance);
+}
+
+// Makes list `index` of the row.
+template <typename T>
+void Select(const SelectUnitsParams& params, int32_t row, int32_t head, int64_t index) {
+  const UnitLists& lists = params.lists;
+  const int32_t unit_tokens = params.policy.unit_tokens;
+  const int32_t tokens = params.batch.row_position[row] + 1;
+  const std::vector<float> scores = ScoreUnits<T>(params, row, head);
+  const std::vector<int32_t> kept =
+      KeepUnits(scores, lists.capacity, FirstForcedNewestUnit(tokens, unit_tokens));
+  std::copy(kept.begin(), kept.end(), lists.units + index * lists.capacity);
+  lists.counts[index] = static_cast<int32_t>(kept.size());
+  if (lists.made != nullptr) {
+    ++lists.made[index];
+  }
+  if (lists.queries != nullptr) {
+    const int64_t elements = int64_t{params.group} * params.retrieval.layout.head_dim;
+    std::copy_n(GroupQueries<T>(params, row, head), elements,
+                static_cast<T*>(lists.queries) + index * elements);
+  }
+  if (params.scores != nullptr) {
+    const int64_t max_units = int64_t{params.retrieval.max_pages} * kPageTokens / unit_tokens;
+    float* output =
+        params.scores + (int64_t{row} * params.retrieval.layout.heads + head) * max_units;
+    std::fill(std::copy(scores.begin(), scores.end(), output), output + max_units, kNever);
+  }
+}
+
 }  // namespace
 
 void RunSelectUnits(const SelectUnitsParams& params) {
@@ -95,32 +146,20 @@ void RunSelectUnits(const SelectUnitsParams& params) {
   const SelectionPolicy& policy = params.policy;
   const UnitLists& lists = params.lists;
   const int32_t heads = params.retrieval.layout.heads;
-  const int64_t max_units = int64_t{params.retrieval.max_pages} * kPageTokens / policy.unit_tokens;
   for (int32_t row = 0; row < params.batch.counts[kDecodeRows]; ++row) {
     const int32_t slot = params.batch.row_slot[row];
-    const int32_t position = params.batch.row_position[row];
-    const int32_t tokens = position + 1;
+    const int32_t tokens = params.batch.row_position[row] + 1;
     for (int32_t head = 0; head < heads; ++head) {
       const int64_t index = int64_t{slot} * lists.slot_lists + lists.first_list + head;
       if (policy.token_budget == 0 || tokens <= policy.token_budget) {
         lists.counts[index] = -1;
         continue;
       }
-      const bool due = (position - params.prompt_tokens[slot]) % policy.reuse_interval == 0;
-      if (!due && lists.counts[index] >= 0) {
-        continue;
-      }
-      std::vector<float> scores;
-      WithActivations(params.dtype,
-                      [&]<typename T>() { scores = ScoreUnits<T>(params, row, head); });
-      const std::vector<int32_t> kept =
-          KeepUnits(scores, lists.capacity, FirstForcedNewestUnit(tokens, policy.unit_tokens));
-      std::copy(kept.begin(), kept.end(), lists.units + index * lists.capacity);
-      lists.counts[index] = static_cast<int32_t>(kept.size());
-      if (params.scores != nullptr) {
-        float* output = params.scores + (int64_t{row} * heads + head) * max_units;
-        std::fill(std::copy(scores.begin(), scores.end(), output), output + max_units, kNever);
-      }
+      WithActivations(params.dtype, [&]<typename T>() {
+        if (Due<T>(params, row, head, index)) {
+          Select<T>(params, row, head, index);
+        }
+      });
     }
   }
 }
