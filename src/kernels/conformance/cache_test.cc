@@ -135,16 +135,16 @@ class BoxedCache : public TargetTest {
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(
-    Backends, BoxedCache,
-    testing::ValuesIn(WithEachFormat(WithEachScore(
-        {{"ref", DType::kBFloat16}, {"cpu", DType::kBFloat16}, {"cuda", DType::kBFloat16}}))),
-    TargetTestName);
+// The boxed formats, with each score.
+std::vector<Target> BoxedTargets() {
+  std::vector<Target> targets = WithEachFormat(WithEachScore(Targets(BackendNames())));
+  std::erase_if(targets, [](const Target& target) { return !IsBoxed(target.format); });
+  return targets;
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, BoxedCache, testing::ValuesIn(BoxedTargets()), TargetTestName);
 
 TEST_P(BoxedCache, ClosedPagesHoldWhatWasAppended) {
-  if (GetParam().format == KvFormat::kBFloat16) {
-    GTEST_SKIP() << "not a boxed format";
-  }
   for (const size_t shape_index : {2u, 1u, 10u}) {  // head_dim 80, 128 and bias, 128 and 7 heads
     LayerShape full_shape = LayerShapes()[shape_index];
     full_shape.score = GetParam().score;
