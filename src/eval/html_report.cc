@@ -268,12 +268,11 @@ constexpr ForcedColumn kForcedColumns[] = {
     {"decode<br>loss", [](const ForcedSummary& s) { return Number(s.loss, 1, 4); }},
     {"decode<br>perplexity", [](const ForcedSummary& s) { return Number(std::exp(s.loss), 1, 3); }},
     {"same top<br>token, %", [](const ForcedSummary& s) { return Number(s.agreement, 100, 2); }},
-    {"mean<br>KL", [](const ForcedSummary& s) { return Number(s.mean_kl, 1, 5); }},
+    {"mean<br>KL", [](const ForcedSummary& s) { return Number(s.mean_kl, 1, 4); }},
     {"largest<br>KL", [](const ForcedSummary& s) { return Number(s.largest_kl, 1, 3); }},
     {"answers:<br>loss", [](const ForcedSummary& s) { return Number(s.answer_loss, 1, 4); }},
     {"answers:<br>same, %",
      [](const ForcedSummary& s) { return Number(s.answer_agreement, 100, 2); }},
-    {"answers:<br>KL", [](const ForcedSummary& s) { return Number(s.answer_mean_kl, 1, 5); }},
 };
 
 void AddForced(const EvalReport& report, HtmlPage* page) {
