@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "engine/offline.h"
@@ -148,51 +149,110 @@ Result<std::string> AnswerTurns(DocumentReader& reader, Conversation& conversati
   return prediction;
 }
 
-}  // namespace
+// A run's own part of the work: what it has answered and what is left, by document.
+struct RunState {
+  Answers answers;
+  std::map<size_t, std::vector<size_t>> left;
+};
 
-Result<std::vector<std::string>> AnswerQuestions(const LoadedModel& model, const EvalRun& run,
-                                                 const QuestionSet& set, PartialResults& partial,
-                                                 const EvalProgress& progress) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<LlamaRunner> runner, MakeRunner(model, run));
-  std::vector<std::string> predictions(set.questions.size());
-  std::map<size_t, std::vector<size_t>> by_document;  // questions that are still to be answered
-  size_t answered = 0;
+RunState WhatIsLeft(const EvalRun& run, const QuestionSet& set, const PartialResults& partial) {
+  RunState state;
+  state.answers.predictions.resize(set.questions.size());
   for (size_t i = 0; i < set.questions.size(); ++i) {
     const Json* done = partial.Find(run.name, set.questions[i].id);
     if (done != nullptr && done->is_string()) {
-      predictions[i] = done->get<std::string>();
-      ++answered;
+      state.answers.predictions[i] = done->get<std::string>();
     } else {
-      by_document[set.questions[i].document].push_back(i);
+      state.left[set.questions[i].document].push_back(i);
     }
   }
-  for (const auto& [document, rows] : by_document) {
-    std::vector<Conversation> conversations;
+  return state;
+}
+
+// The questions of one document, for every run that has some left.
+class DocumentQuestions {
+ public:
+  DocumentQuestions(const LoadedModel& model, const QuestionSet& set, size_t document)
+      : model_(model), set_(set), document_(set.documents[document]) {}
+
+  // The first prompts of the questions `rows`.
+  Result<std::vector<std::vector<int32_t>>> Prompts(const std::set<size_t>& rows,
+                                                    const LlamaRunner& runner) const {
     std::vector<std::vector<int32_t>> prompts;
     for (const size_t row : rows) {
-      const Question& question = set.questions[row];
-      conversations.emplace_back(model, set.documents[document], question);
-      ASSIGN_OR_RETURN(std::vector<int32_t> prompt, conversations.back().NextPrompt());
-      RETURN_IF_ERROR(CheckFits(prompt, question, *runner));
+      ASSIGN_OR_RETURN(std::vector<int32_t> prompt, Begin(row).NextPrompt());
+      RETURN_IF_ERROR(CheckFits(prompt, set_.questions[row], runner));
       prompts.push_back(std::move(prompt));
     }
-    DocumentReader reader(model, *runner);
-    RETURN_IF_ERROR(reader.Open(prompts, [&](int64_t tokens) {
-      progress(static_cast<double>(answered) / static_cast<double>(set.questions.size()),
-               fmt::format("{}: question {} of {}, {} of {} tokens", run.name, answered + 1,
-                           set.questions.size(), tokens, prompts[0].size()));
-    }));
-    for (size_t i = 0; i < rows.size(); ++i) {
-      const Question& question = set.questions[rows[i]];
-      ASSIGN_OR_RETURN(
-          std::string prediction,
-          AnswerTurns(reader, conversations[i], std::move(prompts[i]), question, *runner));
-      partial.Write(run.name, question.id, prediction);
-      predictions[rows[i]] = std::move(prediction);
-      ++answered;
+    return prompts;
+  }
+
+  Result<std::string> Answer(DocumentReader& reader, size_t row, const LlamaRunner& runner) const {
+    Conversation conversation = Begin(row);
+    ASSIGN_OR_RETURN(std::vector<int32_t> prompt, conversation.NextPrompt());
+    return AnswerTurns(reader, conversation, std::move(prompt), set_.questions[row], runner);
+  }
+
+ private:
+  Conversation Begin(size_t row) const { return {model_, document_, set_.questions[row]}; }
+
+  const LoadedModel& model_;
+  const QuestionSet& set_;
+  const std::string& document_;
+};
+
+}  // namespace
+
+Result<std::vector<Answers>> AnswerQuestions(const LoadedModel& model,
+                                             std::span<const EvalRun> runs, const QuestionSet& set,
+                                             PartialResults& partial,
+                                             const EvalProgress& progress) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<LlamaRunner> runner, MakeRunner(model, runs[0]));
+  std::vector<RunState> states;
+  std::map<size_t, std::set<size_t>> by_document;  // what is left to any run
+  size_t left = 0;
+  for (const EvalRun& run : runs) {
+    states.push_back(WhatIsLeft(run, set, partial));
+    for (const auto& [document, rows] : states.back().left) {
+      by_document[document].insert(rows.begin(), rows.end());
+      left += rows.size();
     }
   }
-  return predictions;
+  const size_t total = runs.size() * set.questions.size();
+  const auto share_done = [&] {
+    return 1.0 - static_cast<double>(left) / static_cast<double>(total);
+  };
+  for (const auto& [document, rows] : by_document) {
+    const DocumentQuestions questions(model, set, document);
+    ASSIGN_OR_RETURN(const std::vector<std::vector<int32_t>> prompts,
+                     questions.Prompts(rows, *runner));
+    DocumentReader reader(model, *runner);
+    RETURN_IF_ERROR(reader.Open(prompts, [&](int64_t tokens) {
+      progress(share_done(), fmt::format("{}: {} of {} answers, {} of {} tokens", runs[0].attention,
+                                         total - left, total, tokens, prompts[0].size()));
+    }));
+    for (size_t r = 0; r < runs.size(); ++r) {
+      RunState& state = states[r];
+      if (!runs[r].dense()) {
+        ASSIGN_OR_RETURN(const SelectionPolicy policy, PolicyOf(runs[r].settings));
+        RETURN_IF_ERROR(runner->SetPolicy(policy));
+      }
+      for (const size_t row : state.left[document]) {
+        ASSIGN_OR_RETURN(std::string prediction, questions.Answer(reader, row, *runner));
+        partial.Write(runs[r].name, set.questions[row].id, prediction);
+        state.answers.predictions[row] = std::move(prediction);
+        --left;
+      }
+      ASSIGN_OR_RETURN(const SelectionStats selection, runner->Selection());
+      state.answers.selection.uses += selection.uses;
+      state.answers.selection.made += selection.made;
+    }
+  }
+  std::vector<Answers> answers;
+  for (RunState& state : states) {
+    answers.push_back(std::move(state.answers));
+  }
+  return answers;
 }
 
 }  // namespace lserve

@@ -29,7 +29,7 @@ struct EvalOptions {
   uint64_t seed = 1;
   int64_t decode_tokens = 2048;  // fed as decode rows in long-generation and from a text
   QuestionFilter filter;         // of the files' questions
-  std::vector<int64_t> budgets;  // "lserve" runs once for each; empty: the settings' budget
+  Sweep sweep;                   // what "lserve" is run with
   bool resume = false;
   std::string json;  // result file; what is finished stands beside it until the end
 };

@@ -30,7 +30,7 @@ RunAnswers Answers(const std::string& name, int64_t budget, const std::vector<do
   answers.run.attention = name == "dense" ? "dense" : "lserve";
   answers.run.settings.token_budget = budget;
   answers.scores = scores;
-  answers.predictions.assign(scores.size(), "<b>it's \"1\" & more</b>");
+  answers.answers.predictions.assign(scores.size(), "<b>it's \"1\" & more</b>");
   return answers;
 }
 
