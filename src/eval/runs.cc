@@ -9,6 +9,10 @@ namespace lserve {
 Result<std::vector<EvalRun>> PlanRuns(const Settings& settings,
                                       const std::vector<int64_t>& budgets) {
   ASSIGN_OR_RETURN(const std::vector<std::string> modes, settings.AttentionNames());
+  if (!budgets.empty() && std::find(modes.begin(), modes.end(), "lserve") == modes.end()) {
+    return InvalidArgument("--budgets needs the mode lserve; --attention is {}",
+                           settings.attention);
+  }
   std::vector<EvalRun> runs;
   for (const std::string& mode : modes) {
     EvalRun run{.name = mode, .attention = mode, .settings = settings};

@@ -26,7 +26,8 @@ struct EvalRun {
 };
 
 // The modes of settings.attention in order, "lserve" once for each budget; no budgets: the one of
-// the settings. Errors: kInvalidArgument (a bad list or budget, a budget twice).
+// the settings. Errors: kInvalidArgument (a bad list or budget, a budget twice, budgets without
+// "lserve").
 Result<std::vector<EvalRun>> PlanRuns(const Settings& settings,
                                       const std::vector<int64_t>& budgets);
 
