@@ -62,7 +62,7 @@ void AddSummary(const EvalReport& report, const std::vector<Comparison>& compari
     const std::string unanswered_note =
         unanswered == 0 || unanswered == tally.total
             ? ""
-            : fmt::format(" {} belong to tasks that neither mode answers.",
+            : fmt::format(" Of tasks that neither mode answers: {}.",
                           Count(unanswered, "question"));
     page->Add(
         "<div class=\"card\"><span class=\"quiet\">{} against dense</span><b>{} points</b>"
