@@ -37,6 +37,7 @@ th, td { padding: .32rem .55rem; text-align: right; border-bottom: 1px solid var
   white-space: nowrap; }
 th { font-weight: 600; color: var(--quiet); vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
+table.wide { font-size: .85rem; } table.wide th + th, table.wide td + td { padding: .3rem .4rem; }
 tr.total td { font-weight: 600; border-bottom: 0; }
 td.loss { color: var(--c1); font-weight: 600; }
 td.nothing { color: var(--quiet); }

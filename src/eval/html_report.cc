@@ -51,6 +51,9 @@ int64_t UnansweredQuestions(const Comparison& comparison) {
 
 void AddSummary(const EvalReport& report, const std::vector<Comparison>& comparisons,
                 HtmlPage* page) {
+  if (report.questions.empty()) {
+    return;
+  }
   page->Add("<div class=\"cards\">\n");
   for (const Comparison& comparison : comparisons) {
     const PairedTally& tally = comparison.overall;
@@ -59,7 +62,7 @@ void AddSummary(const EvalReport& report, const std::vector<Comparison>& compari
     const std::string unanswered_note =
         unanswered == 0 || unanswered == tally.total
             ? ""
-            : fmt::format(" {} belong to tasks that neither mode answers.",
+            : fmt::format(" Of tasks that neither mode answers: {}.",
                           Count(unanswered, "question"));
     page->Add(
         "<div class=\"card\"><span class=\"quiet\">{} against dense</span><b>{} points</b>"
@@ -69,7 +72,7 @@ void AddSummary(const EvalReport& report, const std::vector<Comparison>& compari
         Signed(high), tally.sparse_right, tally.total, tally.dense_right, Verdict(tally),
         unanswered_note);
   }
-  if (comparisons.empty() && !report.questions.empty()) {
+  if (comparisons.empty()) {
     for (const RunAnswers& answers : report.runs) {
       const auto right = std::count_if(answers.scores.begin(), answers.scores.end(), IsRight);
       page->Add(
@@ -212,6 +215,17 @@ std::string Number(const std::optional<double>& value, double scale, int decimal
   return value.has_value() ? fmt::format("{:.{}f}", *value * scale, decimals) : "";
 }
 
+// The least of 1, 2, 5 times a power of ten that is not below a positive value.
+double RoundUp(double value) {
+  const double power = std::pow(10, std::floor(std::log10(value)));
+  for (const double factor : {1.0, 2.0, 5.0}) {
+    if (value <= factor * power) {
+      return factor * power;
+    }
+  }
+  return 10 * power;
+}
+
 // Agreement and divergence along the decode rows, a line a sparse run.
 void AddForcedCharts(const std::vector<ForcedSummary>& summaries, HtmlPage* page) {
   std::vector<std::pair<std::string, int64_t>> groups;
@@ -243,10 +257,7 @@ void AddForcedCharts(const std::vector<ForcedSummary>& summaries, HtmlPage* page
     }
     agreement.y_low = std::min(90.0, std::floor(lowest / 10) * 10);
     agreement.y_high = 100;
-    divergence.y_high = std::pow(10, std::ceil(std::log10(std::max(highest, 1e-4))));
-    if (highest <= divergence.y_high / 2) {
-      divergence.y_high /= 2;
-    }
+    divergence.y_high = RoundUp(std::max(highest, 1e-4));
     divergence.y_decimals = 2 + static_cast<int>(std::ceil(-std::log10(divergence.y_high)));
     agreement.y_decimals = 1;
     page->Add("<div class=\"figures\">{}{}</div>\n", ToSvg(agreement), ToSvg(divergence));
@@ -285,7 +296,7 @@ void AddForced(const EvalReport& report, HtmlPage* page) {
       "fed the same tokens as decode rows, and their next-token distributions are compared with "
       "dense attention's. Losses and divergences in nats a token; tail: the tokens that the decode "
       "rows predict, read in prefill; answers: those of them that belong to an answer.</p>\n"
-      "<div class=\"scroll\"><table>\n<tr>");
+      "<div class=\"scroll\"><table class=\"wide\">\n<tr>");
   std::vector<const ForcedColumn*> columns;
   for (const ForcedColumn& column : kForcedColumns) {
     if (std::any_of(summaries.begin(), summaries.end(),
@@ -358,9 +369,11 @@ std::string ToHtml(const EvalReport& report) {
   const std::string model = EscapeHtml(report.model);
   HtmlPage page(model + ": dense and sparse attention");
   page.Add("<h1>{}: what sparse attention costs</h1>\n", model);
-  page.Add("<p class=\"quiet\">{}, {} mode{}, lserve {}</p>\n",
-           Count(std::ssize(report.questions), "question"), report.runs.size(),
-           report.runs.size() == 1 ? "" : "s", EscapeHtml(report.commit));
+  const std::string asked = report.questions.empty()
+                                ? Count(std::ssize(report.forced), "text")
+                                : Count(std::ssize(report.questions), "question");
+  page.Add("<p class=\"quiet\">{}, {}, lserve {}</p>\n", asked,
+           Count(std::ssize(report.runs), "mode"), EscapeHtml(report.commit));
   const std::vector<Comparison> comparisons = Compare(report);
   AddSummary(report, comparisons, &page);
   if (!comparisons.empty()) {

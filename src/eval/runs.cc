@@ -52,6 +52,10 @@ Result<std::vector<SweepEntry>> ReadSweep(const Settings& settings, const Sweep&
 Result<std::vector<EvalRun>> PlanRuns(const Settings& settings, const Sweep& sweep) {
   ASSIGN_OR_RETURN(const std::vector<std::string> modes, settings.AttentionNames());
   ASSIGN_OR_RETURN(const std::vector<SweepEntry> entries, ReadSweep(settings, sweep));
+  if (!entries.empty() && std::find(modes.begin(), modes.end(), "lserve") == modes.end()) {
+    return InvalidArgument("--{} needs the mode lserve; --attention is {}", entries[0].flag,
+                           settings.attention);
+  }
   std::vector<EvalRun> runs;
   for (const std::string& mode : modes) {
     EvalRun run{.name = mode, .attention = mode, .settings = settings};

@@ -32,7 +32,8 @@ struct Sweep {
 };
 
 // The modes of settings.attention in order, "lserve" once for each entry of the sweep.
-// Errors: kInvalidArgument (a bad list or value, one twice, budgets and selections together).
+// Errors: kInvalidArgument (a bad list or value, one twice, budgets and selections together,
+// a sweep without "lserve").
 Result<std::vector<EvalRun>> PlanRuns(const Settings& settings, const Sweep& sweep);
 
 // Whether runs differ in nothing but what they select in decode, so that one prefill serves both.
