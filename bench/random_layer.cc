@@ -26,7 +26,7 @@ RandomLayer::RandomLayer(Backend& backend, const LayerShape& shape)
   const RetrievalLane lane = cache_->retrieval(0);
   const StreamingLane ring = cache_->streaming(0);
   Fill(lane.pages, config.retrieval_pages * lane.layout.page_bytes());
-  Fill(lane.open, lane.layout.page_bytes());
+  Fill(lane.open, lane.layout.open().page_bytes());
   Fill(ring.pages, (ring.sink_pages + ring.ring_pages) * ring.layout.page_bytes());
   Fill(ring.chunk_pages, config.max_chunk_pages * ring.layout.page_bytes());
 
@@ -134,7 +134,8 @@ RandomLayer::DecodeTime RandomLayer::Decode(const SelectionPolicy& policy) {
 
 int64_t RandomLayer::SelectorBytes() const {
   const KvPageLayout& layout = cache_->retrieval(0).layout;
-  return TwoLaneCache::PagesFor(shape_.length) * layout.heads * layout.stats_bytes();
+  return TwoLaneCache::PagesFor(shape_.length) * layout.heads *
+         (layout.score == PageScore::kSketch ? layout.sketch_bytes() : layout.min_max_bytes());
 }
 
 void RandomLayer::Fill(std::byte* data, int64_t bytes) {

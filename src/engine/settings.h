@@ -60,7 +60,8 @@ struct Settings {
           "gates of the KV heads, or a folder that DuoAttention published (default: "
           "full_attention_heads.tsv in the model folder)");
     visit("dtype", s.dtype, "activations and weights: auto, bfloat16 or float32 (ref only)");
-    visit("kv-cache-dtype", s.kv_cache_dtype, "format of closed pages: auto (bf16), bf16, int8 or int4");
+    visit("kv-cache-dtype", s.kv_cache_dtype,
+          "format of closed pages: auto (bf16), bf16, int8 or int4");
     visit("max-model-len", s.max_model_len, "context of a sequence in tokens; 0: the model's own");
     visit("max-num-seqs", s.max_num_seqs, "sequences that run side by side");
     visit("max-num-batched-tokens", s.max_num_batched_tokens, "prompt tokens of one step");
