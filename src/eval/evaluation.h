@@ -49,9 +49,10 @@ Result<EvalMaterial> GatherMaterial(const LoadedModel& model, const EvalOptions&
 
 // Runs every mode on it. The model must have its weights. `command` is a line that repeats the
 // evaluation. The caller discards the partial results (PartialResults::Discard) once it has written
-// the report. Errors: kInvalidArgument (bad files, lengths beyond the context, a suite that does
-// not fit, partial results of other settings), those of the runners.
+// the report. Errors: kInvalidArgument (partial results of other settings, a prompt beyond the
+// context), those of the runners.
 Result<EvalReport> Evaluate(const LoadedModel& model, const EvalOptions& options,
-                            const std::string& command, const EvalProgress& progress);
+                            EvalMaterial material, const std::string& command,
+                            const EvalProgress& progress);
 
 }  // namespace lserve
