@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <map>
-#include <set>
+#include <memory>
+#include <span>
 #include <utility>
 
 #include "engine/offline.h"
@@ -78,27 +79,51 @@ class DocumentReader {
         .status();
   }
 
-  Result<std::string> Answer(const std::vector<int32_t>& prompt, int64_t max_tokens) {
+  // A prompt that begins with the document, read to its end: answers are generated in forks of it.
+  class Prompt {
+   public:
+    Prompt(LlamaRunner& runner, int32_t slot, std::span<const int32_t> tokens)
+        : runner_(runner), slot_(slot), tokens_(tokens.begin(), tokens.end()) {}
+    ~Prompt() { runner_.CloseSlot(slot_); }
+    Prompt(const Prompt&) = delete;
+    Prompt& operator=(const Prompt&) = delete;
+
+   private:
+    friend class DocumentReader;
+    LlamaRunner& runner_;
+    const int32_t slot_;
+    const std::vector<int32_t> tokens_;
+    int32_t first_token_ = -1;  // of every answer
+  };
+
+  Result<std::unique_ptr<Prompt>> Read(const std::vector<int32_t>& tokens) {
     // A template may rewrite what stands above a later turn; then nothing can be shared.
-    const bool shares = prompt.size() > prefix_.size() &&
-                        std::equal(prefix_.begin(), prefix_.end(), prompt.begin());
+    const bool shares = tokens.size() > prefix_.size() &&
+                        std::equal(prefix_.begin(), prefix_.end(), tokens.begin());
     ASSIGN_OR_RETURN(const int32_t slot, shares
-                                             ? runner_.Fork(prefix_slot_, prompt, kGreedySampling)
-                                             : runner_.OpenSlot(prompt, kGreedySampling));
-    const Result<std::string> answer =
-        AnswerInSlot(slot, prompt, shares ? std::ssize(prefix_) : 0, max_tokens);
+                                             ? runner_.Fork(prefix_slot_, tokens, kGreedySampling)
+                                             : runner_.OpenSlot(tokens, kGreedySampling));
+    auto prompt = std::make_unique<Prompt>(runner_, slot, tokens);
+    ASSIGN_OR_RETURN(prompt->first_token_,
+                     PrefillPrompt(runner_, slot, tokens, shares ? std::ssize(prefix_) : 0,
+                                   model_.settings.max_num_batched_tokens, true));
+    return prompt;
+  }
+
+  Result<std::string> Answer(const Prompt& prompt, int64_t max_tokens) {
+    ASSIGN_OR_RETURN(const int32_t slot,
+                     runner_.Fork(prompt.slot_, prompt.tokens_, kGreedySampling));
+    const Result<std::string> answer = AnswerInSlot(slot, prompt, max_tokens);
     runner_.CloseSlot(slot);
     return answer;
   }
 
  private:
-  Result<std::string> AnswerInSlot(int32_t slot, const std::vector<int32_t>& prompt, int64_t first,
-                                   int64_t max_tokens) {
+  Result<std::string> AnswerInSlot(int32_t slot, const Prompt& prompt, int64_t max_tokens) {
     const std::vector<int32_t>& eos = model_.config.eos_token_ids;
-    ASSIGN_OR_RETURN(int32_t token, PrefillPrompt(runner_, slot, prompt, first,
-                                                  model_.settings.max_num_batched_tokens, true));
+    int32_t token = prompt.first_token_;
     std::vector<int32_t> answer;
-    auto position = static_cast<int64_t>(prompt.size());
+    auto position = std::ssize(prompt.tokens_);
     while (std::find(eos.begin(), eos.end(), token) == eos.end()) {
       answer.push_back(token);
       if (std::ssize(answer) == max_tokens || position + 1 > runner_.limits().max_model_len) {
@@ -106,7 +131,7 @@ class DocumentReader {
       }
       RETURN_IF_ERROR(runner_.Reserve(slot, position + 1));
       StepInput input;
-      input.decode.push_back(DecodeRow{.slot = slot, .position = position});
+      input.decode.push_back(DecodeRow{.slot = slot, .position = position, .token = token});
       ASSIGN_OR_RETURN(const std::vector<SampledToken> sampled, runner_.Step(input));
       token = sampled[0].token;
       ++position;
@@ -132,74 +157,77 @@ Status CheckFits(const std::vector<int32_t>& prompt, const Question& question,
 }
 
 // All turns of one question; `prompt` is the first turn's.
-Result<std::string> AnswerTurns(DocumentReader& reader, Conversation& conversation,
-                                std::vector<int32_t> prompt, const Question& question,
+Result<std::string> AnswerTurns(DocumentReader& reader, Conversation conversation,
+                                const DocumentReader::Prompt& prompt, const Question& question,
                                 const LlamaRunner& runner) {
-  std::string prediction;
-  for (size_t turn = 0; turn < conversation.turns(); ++turn) {
-    if (turn > 0) {
-      ASSIGN_OR_RETURN(prompt, conversation.NextPrompt());
-      RETURN_IF_ERROR(CheckFits(prompt, question, runner));
-      prediction += "\n";
-    }
-    ASSIGN_OR_RETURN(const std::string answer, reader.Answer(prompt, question.max_answer_tokens));
+  ASSIGN_OR_RETURN(std::string prediction, reader.Answer(prompt, question.max_answer_tokens));
+  conversation.AddAnswer(prediction);
+  for (size_t turn = 1; turn < conversation.turns(); ++turn) {
+    ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, conversation.NextPrompt());
+    RETURN_IF_ERROR(CheckFits(tokens, question, runner));
+    ASSIGN_OR_RETURN(const std::unique_ptr<DocumentReader::Prompt> next, reader.Read(tokens));
+    ASSIGN_OR_RETURN(const std::string answer, reader.Answer(*next, question.max_answer_tokens));
     conversation.AddAnswer(answer);
-    prediction += answer;
+    prediction += "\n" + answer;
   }
   return prediction;
 }
 
-// A run's own part of the work: what it has answered and what is left, by document.
-struct RunState {
-  Answers answers;
-  std::map<size_t, std::vector<size_t>> left;
-};
-
-RunState WhatIsLeft(const EvalRun& run, const QuestionSet& set, const PartialResults& partial) {
-  RunState state;
-  state.answers.predictions.resize(set.questions.size());
-  for (size_t i = 0; i < set.questions.size(); ++i) {
-    const Json* done = partial.Find(run.name, set.questions[i].id);
-    if (done != nullptr && done->is_string()) {
-      state.answers.predictions[i] = done->get<std::string>();
-    } else {
-      state.left[set.questions[i].document].push_back(i);
-    }
-  }
-  return state;
-}
-
-// The questions of one document, for every run that has some left.
-class DocumentQuestions {
+// What a run has answered; the others are left.
+class RunProgress {
  public:
-  DocumentQuestions(const LoadedModel& model, const QuestionSet& set, size_t document)
-      : model_(model), set_(set), document_(set.documents[document]) {}
-
-  // The first prompts of the questions `rows`.
-  Result<std::vector<std::vector<int32_t>>> Prompts(const std::set<size_t>& rows,
-                                                    const LlamaRunner& runner) const {
-    std::vector<std::vector<int32_t>> prompts;
-    for (const size_t row : rows) {
-      ASSIGN_OR_RETURN(std::vector<int32_t> prompt, Begin(row).NextPrompt());
-      RETURN_IF_ERROR(CheckFits(prompt, set_.questions[row], runner));
-      prompts.push_back(std::move(prompt));
+  RunProgress(const EvalRun& run, const QuestionSet& set, PartialResults& partial)
+      : run_(run), set_(set), partial_(partial), done_(set.questions.size(), false) {
+    answers_.predictions.resize(set.questions.size());
+    for (size_t i = 0; i < set.questions.size(); ++i) {
+      const Json* done = partial.Find(run.name, set.questions[i].id);
+      if (done != nullptr && done->is_string()) {
+        answers_.predictions[i] = done->get<std::string>();
+        done_[i] = true;
+      }
     }
-    return prompts;
   }
 
-  Result<std::string> Answer(DocumentReader& reader, size_t row, const LlamaRunner& runner) const {
-    Conversation conversation = Begin(row);
-    ASSIGN_OR_RETURN(std::vector<int32_t> prompt, conversation.NextPrompt());
-    return AnswerTurns(reader, conversation, std::move(prompt), set_.questions[row], runner);
+  const EvalRun& run() const { return run_; }
+  bool done(size_t question) const { return done_[question]; }
+
+  void Take(size_t question, std::string prediction, const SelectionStats& selection) {
+    partial_.Write(run_.name, set_.questions[question].id, prediction);
+    answers_.predictions[question] = std::move(prediction);
+    answers_.selection.uses += selection.uses;
+    answers_.selection.made += selection.made;
+    done_[question] = true;
   }
+  Answers TakeAnswers() && { return std::move(answers_); }
 
  private:
-  Conversation Begin(size_t row) const { return {model_, document_, set_.questions[row]}; }
-
-  const LoadedModel& model_;
+  const EvalRun& run_;
   const QuestionSet& set_;
-  const std::string& document_;
+  PartialResults& partial_;
+  std::vector<bool> done_;
+  Answers answers_;
 };
+
+// A question's answers by all runs that have not given theirs.
+Status AnswerQuestion(DocumentReader& reader, LlamaRunner& runner, const QuestionSet& set,
+                      size_t index, const Conversation& conversation,
+                      const std::vector<int32_t>& tokens, std::vector<RunProgress>& runs) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<DocumentReader::Prompt> prompt, reader.Read(tokens));
+  for (RunProgress& progress : runs) {
+    if (progress.done(index)) {
+      continue;
+    }
+    if (!progress.run().dense()) {
+      ASSIGN_OR_RETURN(const SelectionPolicy policy, PolicyOf(progress.run().settings));
+      RETURN_IF_ERROR(runner.SetPolicy(policy));
+    }
+    ASSIGN_OR_RETURN(std::string prediction,
+                     AnswerTurns(reader, conversation, *prompt, set.questions[index], runner));
+    ASSIGN_OR_RETURN(const SelectionStats selection, runner.Selection());
+    progress.Take(index, std::move(prediction), selection);
+  }
+  return OkStatus();
+}
 
 }  // namespace
 
@@ -208,49 +236,45 @@ Result<std::vector<Answers>> AnswerQuestions(const LoadedModel& model,
                                              PartialResults& partial,
                                              const EvalProgress& progress) {
   ASSIGN_OR_RETURN(const std::unique_ptr<LlamaRunner> runner, MakeRunner(model, runs[0]));
-  std::vector<RunState> states;
-  std::map<size_t, std::set<size_t>> by_document;  // what is left to any run
-  size_t left = 0;
+  std::vector<RunProgress> states;
+  std::map<size_t, std::vector<size_t>> by_document;  // questions that a run has left
+  int64_t left = 0;
   for (const EvalRun& run : runs) {
-    states.push_back(WhatIsLeft(run, set, partial));
-    for (const auto& [document, rows] : states.back().left) {
-      by_document[document].insert(rows.begin(), rows.end());
-      left += rows.size();
+    states.emplace_back(run, set, partial);
+  }
+  for (size_t i = 0; i < set.questions.size(); ++i) {
+    if (std::any_of(states.begin(), states.end(),
+                    [i](const RunProgress& state) { return !state.done(i); })) {
+      by_document[set.questions[i].document].push_back(i);
+      ++left;
     }
   }
-  const size_t total = runs.size() * set.questions.size();
-  const auto share_done = [&] {
-    return 1.0 - static_cast<double>(left) / static_cast<double>(total);
-  };
+  const std::string name = runs.size() == 1 ? runs[0].name : runs[0].attention;
   for (const auto& [document, rows] : by_document) {
-    const DocumentQuestions questions(model, set, document);
-    ASSIGN_OR_RETURN(const std::vector<std::vector<int32_t>> prompts,
-                     questions.Prompts(rows, *runner));
+    std::vector<Conversation> conversations;
+    std::vector<std::vector<int32_t>> prompts;
+    for (const size_t row : rows) {
+      const Question& question = set.questions[row];
+      conversations.emplace_back(model, set.documents[document], question);
+      ASSIGN_OR_RETURN(std::vector<int32_t> prompt, conversations.back().NextPrompt());
+      RETURN_IF_ERROR(CheckFits(prompt, question, *runner));
+      prompts.push_back(std::move(prompt));
+    }
+    const auto answered = std::ssize(set.questions) - left;
     DocumentReader reader(model, *runner);
     RETURN_IF_ERROR(reader.Open(prompts, [&](int64_t tokens) {
-      progress(share_done(), fmt::format("{}: {} of {} answers, {} of {} tokens", runs[0].attention,
-                                         total - left, total, tokens, prompts[0].size()));
+      progress(static_cast<double>(answered) / static_cast<double>(set.questions.size()),
+               fmt::format("{}: question {} of {}, {} of {} tokens", name, answered + 1,
+                           set.questions.size(), tokens, prompts[0].size()));
     }));
-    for (size_t r = 0; r < runs.size(); ++r) {
-      RunState& state = states[r];
-      if (!runs[r].dense()) {
-        ASSIGN_OR_RETURN(const SelectionPolicy policy, PolicyOf(runs[r].settings));
-        RETURN_IF_ERROR(runner->SetPolicy(policy));
-      }
-      for (const size_t row : state.left[document]) {
-        ASSIGN_OR_RETURN(std::string prediction, questions.Answer(reader, row, *runner));
-        partial.Write(runs[r].name, set.questions[row].id, prediction);
-        state.answers.predictions[row] = std::move(prediction);
-        --left;
-      }
-      ASSIGN_OR_RETURN(const SelectionStats selection, runner->Selection());
-      state.answers.selection.uses += selection.uses;
-      state.answers.selection.made += selection.made;
+    for (size_t i = 0; i < rows.size(); ++i, --left) {
+      RETURN_IF_ERROR(
+          AnswerQuestion(reader, *runner, set, rows[i], conversations[i], prompts[i], states));
     }
   }
   std::vector<Answers> answers;
-  for (RunState& state : states) {
-    answers.push_back(std::move(state.answers));
+  for (RunProgress& state : states) {
+    answers.push_back(std::move(state).TakeAnswers());
   }
   return answers;
 }

@@ -20,9 +20,10 @@ struct Answers {
   SelectionStats selection;  // of the answers that were not taken from partial results
 };
 
-// The answers of runs that share their prefill, which is done once a document. What `partial` has
+// The answers of runs that share their prefill: a document and each of its questions are read once,
+// and every run answers in a fork. What `partial` has
 // is taken from there, the rest is written there as it comes. The model must have its weights and
-// room for two sequences.
+// room for three sequences.
 // Errors: kInvalidArgument (a prompt longer than the context; both are named), those of the runner.
 Result<std::vector<Answers>> AnswerQuestions(const LoadedModel& model,
                                              std::span<const EvalRun> runs, const QuestionSet& set,
