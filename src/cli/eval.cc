@@ -64,7 +64,8 @@ std::string Command(const EvalArguments& arguments) {
   add_changed("max-length", options.filter.max_length, standard.filter.max_length);
   add_list("kinds", options.filter.kinds);
   add_changed("limit", options.filter.limit, standard.filter.limit);
-  add_list("budgets", options.budgets);
+  add_list("budgets", options.sweep.budgets);
+  add_list("selections", options.sweep.selections);
   std::vector<std::string> usual;
   Settings::ForEach(arguments.defaults, [&](const char*, const auto& value, const char*) {
     usual.push_back(fmt::format("{}", value));
@@ -103,7 +104,7 @@ Status Eval(EvalArguments& arguments) {
 RegisteredCommand RegisterEval(CLI::App& program) {
   auto arguments = std::make_shared<EvalArguments>();
   arguments->settings.attention = "dense,lserve";
-  arguments->settings.max_num_seqs = 2;
+  arguments->settings.max_num_seqs = 3;
   arguments->defaults = arguments->settings;
   EvalOptions& options = arguments->options;
   CLI::App* app = program.add_subcommand("eval", "accuracy, dense against sparse");
@@ -129,8 +130,11 @@ RegisteredCommand RegisterEval(CLI::App& program) {
   app->add_option("--decode-tokens", options.decode_tokens,
                   "tokens fed as decode rows in long-generation and from the text")
       ->capture_default_str();
-  app->add_option("--budgets", options.budgets,
+  app->add_option("--budgets", options.sweep.budgets,
                   "token budgets: the lserve mode runs once with each, comma-separated")
+      ->delimiter(',');
+  app->add_option("--selections", options.sweep.selections,
+                  "the same with UNIT/BUDGET/REUSE, e.g. 16/512/1,64/4096/4")
       ->delimiter(',');
   app->add_option("--max-length", options.filter.max_length,
                   "only rows of the files with at most this length");

@@ -84,6 +84,14 @@ Status LoadedModel::LoadWeights(const std::function<void(double)>& progress) {
   return OkStatus();
 }
 
+Result<SelectionPolicy> PolicyOf(const Settings& settings) {
+  ASSIGN_OR_RETURN(const Reuse reuse, ParseReuse(settings.reuse_interval));
+  return SelectionPolicy{.token_budget = static_cast<int32_t>(settings.token_budget),
+                         .unit_tokens = static_cast<int32_t>(settings.selection_unit),
+                         .reuse_interval = reuse.interval,
+                         .reuse_distance = reuse.distance};
+}
+
 Result<AttentionMode> LoadedModel::Mode(const std::string& attention) const {
   const KvFormat kv_format = settings.kv_cache_dtype == "int8"   ? KvFormat::kInt8
                              : settings.kv_cache_dtype == "int4" ? KvFormat::kInt4
@@ -98,11 +106,7 @@ Result<AttentionMode> LoadedModel::Mode(const std::string& attention) const {
   mode.sink_tokens = static_cast<int32_t>(settings.sink_tokens);
   mode.local_tokens = static_cast<int32_t>(settings.local_tokens);
   mode.score = settings.page_score == "sketch" ? PageScore::kSketch : PageScore::kMinMax;
-  ASSIGN_OR_RETURN(const Reuse reuse, ParseReuse(settings.reuse_interval));
-  mode.policy = SelectionPolicy{.token_budget = static_cast<int32_t>(settings.token_budget),
-                                .unit_tokens = static_cast<int32_t>(settings.selection_unit),
-                                .reuse_interval = reuse.interval,
-                                .reuse_distance = reuse.distance};
+  ASSIGN_OR_RETURN(mode.policy, PolicyOf(settings));
   RETURN_IF_ERROR(Validate(mode));
   return mode;
 }

@@ -25,6 +25,9 @@ enum class PlanChoice {
   kAllRetrieval,  // every head retrieves, whatever plan there is
 };
 
+// The settings' selection policy. Errors: kInvalidArgument (--reuse-interval).
+Result<SelectionPolicy> PolicyOf(const Settings& settings);
+
 struct LoadedModel {
   std::string path;
   std::string name;   // the folder's name

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <map>
+#include <memory>
+#include <span>
 #include <utility>
 
 #include "engine/offline.h"
@@ -77,27 +79,51 @@ class DocumentReader {
         .status();
   }
 
-  Result<std::string> Answer(const std::vector<int32_t>& prompt, int64_t max_tokens) {
+  // A prompt that begins with the document, read to its end: answers are generated in forks of it.
+  class Prompt {
+   public:
+    Prompt(LlamaRunner& runner, int32_t slot, std::span<const int32_t> tokens)
+        : runner_(runner), slot_(slot), tokens_(tokens.begin(), tokens.end()) {}
+    ~Prompt() { runner_.CloseSlot(slot_); }
+    Prompt(const Prompt&) = delete;
+    Prompt& operator=(const Prompt&) = delete;
+
+   private:
+    friend class DocumentReader;
+    LlamaRunner& runner_;
+    const int32_t slot_;
+    const std::vector<int32_t> tokens_;
+    int32_t first_token_ = -1;  // of every answer
+  };
+
+  Result<std::unique_ptr<Prompt>> Read(const std::vector<int32_t>& tokens) {
     // A template may rewrite what stands above a later turn; then nothing can be shared.
-    const bool shares = prompt.size() > prefix_.size() &&
-                        std::equal(prefix_.begin(), prefix_.end(), prompt.begin());
+    const bool shares = tokens.size() > prefix_.size() &&
+                        std::equal(prefix_.begin(), prefix_.end(), tokens.begin());
     ASSIGN_OR_RETURN(const int32_t slot, shares
-                                             ? runner_.Fork(prefix_slot_, prompt, kGreedySampling)
-                                             : runner_.OpenSlot(prompt, kGreedySampling));
-    const Result<std::string> answer =
-        AnswerInSlot(slot, prompt, shares ? std::ssize(prefix_) : 0, max_tokens);
+                                             ? runner_.Fork(prefix_slot_, tokens, kGreedySampling)
+                                             : runner_.OpenSlot(tokens, kGreedySampling));
+    auto prompt = std::make_unique<Prompt>(runner_, slot, tokens);
+    ASSIGN_OR_RETURN(prompt->first_token_,
+                     PrefillPrompt(runner_, slot, tokens, shares ? std::ssize(prefix_) : 0,
+                                   model_.settings.max_num_batched_tokens, true));
+    return prompt;
+  }
+
+  Result<std::string> Answer(const Prompt& prompt, int64_t max_tokens) {
+    ASSIGN_OR_RETURN(const int32_t slot,
+                     runner_.Fork(prompt.slot_, prompt.tokens_, kGreedySampling));
+    const Result<std::string> answer = AnswerInSlot(slot, prompt, max_tokens);
     runner_.CloseSlot(slot);
     return answer;
   }
 
  private:
-  Result<std::string> AnswerInSlot(int32_t slot, const std::vector<int32_t>& prompt, int64_t first,
-                                   int64_t max_tokens) {
+  Result<std::string> AnswerInSlot(int32_t slot, const Prompt& prompt, int64_t max_tokens) {
     const std::vector<int32_t>& eos = model_.config.eos_token_ids;
-    ASSIGN_OR_RETURN(int32_t token, PrefillPrompt(runner_, slot, prompt, first,
-                                                  model_.settings.max_num_batched_tokens, true));
+    int32_t token = prompt.first_token_;
     std::vector<int32_t> answer;
-    auto position = static_cast<int64_t>(prompt.size());
+    auto position = std::ssize(prompt.tokens_);
     while (std::find(eos.begin(), eos.end(), token) == eos.end()) {
       answer.push_back(token);
       if (std::ssize(answer) == max_tokens || position + 1 > runner_.limits().max_model_len) {
@@ -105,7 +131,7 @@ class DocumentReader {
       }
       RETURN_IF_ERROR(runner_.Reserve(slot, position + 1));
       StepInput input;
-      input.decode.push_back(DecodeRow{.slot = slot, .position = position});
+      input.decode.push_back(DecodeRow{.slot = slot, .position = position, .token = token});
       ASSIGN_OR_RETURN(const std::vector<SampledToken> sampled, runner_.Step(input));
       token = sampled[0].token;
       ++position;
@@ -131,41 +157,99 @@ Status CheckFits(const std::vector<int32_t>& prompt, const Question& question,
 }
 
 // All turns of one question; `prompt` is the first turn's.
-Result<std::string> AnswerTurns(DocumentReader& reader, Conversation& conversation,
-                                std::vector<int32_t> prompt, const Question& question,
+Result<std::string> AnswerTurns(DocumentReader& reader, Conversation conversation,
+                                const DocumentReader::Prompt& prompt, const Question& question,
                                 const LlamaRunner& runner) {
-  std::string prediction;
-  for (size_t turn = 0; turn < conversation.turns(); ++turn) {
-    if (turn > 0) {
-      ASSIGN_OR_RETURN(prompt, conversation.NextPrompt());
-      RETURN_IF_ERROR(CheckFits(prompt, question, runner));
-      prediction += "\n";
-    }
-    ASSIGN_OR_RETURN(const std::string answer, reader.Answer(prompt, question.max_answer_tokens));
+  ASSIGN_OR_RETURN(std::string prediction, reader.Answer(prompt, question.max_answer_tokens));
+  conversation.AddAnswer(prediction);
+  for (size_t turn = 1; turn < conversation.turns(); ++turn) {
+    ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, conversation.NextPrompt());
+    RETURN_IF_ERROR(CheckFits(tokens, question, runner));
+    ASSIGN_OR_RETURN(const std::unique_ptr<DocumentReader::Prompt> next, reader.Read(tokens));
+    ASSIGN_OR_RETURN(const std::string answer, reader.Answer(*next, question.max_answer_tokens));
     conversation.AddAnswer(answer);
-    prediction += answer;
+    prediction += "\n" + answer;
   }
   return prediction;
 }
 
-}  // namespace
-
-Result<std::vector<std::string>> AnswerQuestions(const LoadedModel& model, const EvalRun& run,
-                                                 const QuestionSet& set, PartialResults& partial,
-                                                 const EvalProgress& progress) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<LlamaRunner> runner, MakeRunner(model, run));
-  std::vector<std::string> predictions(set.questions.size());
-  std::map<size_t, std::vector<size_t>> by_document;  // questions that are still to be answered
-  size_t answered = 0;
-  for (size_t i = 0; i < set.questions.size(); ++i) {
-    const Json* done = partial.Find(run.name, set.questions[i].id);
-    if (done != nullptr && done->is_string()) {
-      predictions[i] = done->get<std::string>();
-      ++answered;
-    } else {
-      by_document[set.questions[i].document].push_back(i);
+// What a run has answered; the others are left.
+class RunProgress {
+ public:
+  RunProgress(const EvalRun& run, const QuestionSet& set, PartialResults& partial)
+      : run_(run), set_(set), partial_(partial), done_(set.questions.size(), false) {
+    answers_.predictions.resize(set.questions.size());
+    for (size_t i = 0; i < set.questions.size(); ++i) {
+      const Json* done = partial.Find(run.name, set.questions[i].id);
+      if (done != nullptr && done->is_string()) {
+        answers_.predictions[i] = done->get<std::string>();
+        done_[i] = true;
+      }
     }
   }
+
+  const EvalRun& run() const { return run_; }
+  bool done(size_t question) const { return done_[question]; }
+
+  void Take(size_t question, std::string prediction, const SelectionStats& selection) {
+    partial_.Write(run_.name, set_.questions[question].id, prediction);
+    answers_.predictions[question] = std::move(prediction);
+    answers_.selection.uses += selection.uses;
+    answers_.selection.made += selection.made;
+    done_[question] = true;
+  }
+  Answers TakeAnswers() && { return std::move(answers_); }
+
+ private:
+  const EvalRun& run_;
+  const QuestionSet& set_;
+  PartialResults& partial_;
+  std::vector<bool> done_;
+  Answers answers_;
+};
+
+// A question's answers by all runs that have not given theirs.
+Status AnswerQuestion(DocumentReader& reader, LlamaRunner& runner, const QuestionSet& set,
+                      size_t index, const Conversation& conversation,
+                      const std::vector<int32_t>& tokens, std::vector<RunProgress>& runs) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<DocumentReader::Prompt> prompt, reader.Read(tokens));
+  for (RunProgress& progress : runs) {
+    if (progress.done(index)) {
+      continue;
+    }
+    if (!progress.run().dense()) {
+      ASSIGN_OR_RETURN(const SelectionPolicy policy, PolicyOf(progress.run().settings));
+      RETURN_IF_ERROR(runner.SetPolicy(policy));
+    }
+    ASSIGN_OR_RETURN(std::string prediction,
+                     AnswerTurns(reader, conversation, *prompt, set.questions[index], runner));
+    ASSIGN_OR_RETURN(const SelectionStats selection, runner.Selection());
+    progress.Take(index, std::move(prediction), selection);
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+Result<std::vector<Answers>> AnswerQuestions(const LoadedModel& model,
+                                             std::span<const EvalRun> runs, const QuestionSet& set,
+                                             PartialResults& partial,
+                                             const EvalProgress& progress) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<LlamaRunner> runner, MakeRunner(model, runs[0]));
+  std::vector<RunProgress> states;
+  std::map<size_t, std::vector<size_t>> by_document;  // questions that a run has left
+  int64_t left = 0;
+  for (const EvalRun& run : runs) {
+    states.emplace_back(run, set, partial);
+  }
+  for (size_t i = 0; i < set.questions.size(); ++i) {
+    if (std::any_of(states.begin(), states.end(),
+                    [i](const RunProgress& state) { return !state.done(i); })) {
+      by_document[set.questions[i].document].push_back(i);
+      ++left;
+    }
+  }
+  const std::string name = runs.size() == 1 ? runs[0].name : runs[0].attention;
   for (const auto& [document, rows] : by_document) {
     std::vector<Conversation> conversations;
     std::vector<std::vector<int32_t>> prompts;
@@ -176,23 +260,23 @@ Result<std::vector<std::string>> AnswerQuestions(const LoadedModel& model, const
       RETURN_IF_ERROR(CheckFits(prompt, question, *runner));
       prompts.push_back(std::move(prompt));
     }
+    const auto answered = std::ssize(set.questions) - left;
     DocumentReader reader(model, *runner);
     RETURN_IF_ERROR(reader.Open(prompts, [&](int64_t tokens) {
       progress(static_cast<double>(answered) / static_cast<double>(set.questions.size()),
-               fmt::format("{}: question {} of {}, {} of {} tokens", run.name, answered + 1,
+               fmt::format("{}: question {} of {}, {} of {} tokens", name, answered + 1,
                            set.questions.size(), tokens, prompts[0].size()));
     }));
-    for (size_t i = 0; i < rows.size(); ++i) {
-      const Question& question = set.questions[rows[i]];
-      ASSIGN_OR_RETURN(
-          std::string prediction,
-          AnswerTurns(reader, conversations[i], std::move(prompts[i]), question, *runner));
-      partial.Write(run.name, question.id, prediction);
-      predictions[rows[i]] = std::move(prediction);
-      ++answered;
+    for (size_t i = 0; i < rows.size(); ++i, --left) {
+      RETURN_IF_ERROR(
+          AnswerQuestion(reader, *runner, set, rows[i], conversations[i], prompts[i], states));
     }
   }
-  return predictions;
+  std::vector<Answers> answers;
+  for (RunProgress& state : states) {
+    answers.push_back(std::move(state).TakeAnswers());
+  }
+  return answers;
 }
 
 }  // namespace lserve

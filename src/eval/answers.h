@@ -2,6 +2,7 @@
 // boundary before its first question, and forked for each question.
 #pragma once
 
+#include <span>
 #include <string>
 #include <vector>
 
@@ -12,12 +13,20 @@
 
 namespace lserve {
 
-// The run's predictions, in the questions' order; the answers to a question's turns are joined by
-// newlines. What `partial` has is taken from there, the rest is written there as it comes. The
-// model must have its weights and room for two sequences.
+// A run's predictions, in the questions' order; the answers to a question's turns are joined by
+// newlines.
+struct Answers {
+  std::vector<std::string> predictions;
+  SelectionStats selection;  // of the answers that were not taken from partial results
+};
+
+// The answers of runs that share their prefill: a document and each of its questions are read once,
+// and every run answers in a fork. What `partial` has
+// is taken from there, the rest is written there as it comes. The model must have its weights and
+// room for three sequences.
 // Errors: kInvalidArgument (a prompt longer than the context; both are named), those of the runner.
-Result<std::vector<std::string>> AnswerQuestions(const LoadedModel& model, const EvalRun& run,
-                                                 const QuestionSet& set, PartialResults& partial,
-                                                 const EvalProgress& progress);
+Result<std::vector<Answers>> AnswerQuestions(const LoadedModel& model,
+                                             std::span<const EvalRun> runs, const QuestionSet& set,
+                                             PartialResults& partial, const EvalProgress& progress);
 
 }  // namespace lserve

@@ -121,7 +121,8 @@ OrderedJson PartialHeader(const LoadedModel& model, const EvalOptions& options) 
   header["samples"] = options.samples;
   header["seed"] = options.seed;
   header["decode_tokens"] = options.decode_tokens;
-  header["budgets"] = options.budgets;
+  header["budgets"] = options.sweep.budgets;
+  header["selections"] = options.sweep.selections;
   return header;
 }
 
@@ -158,8 +159,8 @@ Status Validate(const EvalOptions& options, const Settings& settings) {
   if (options.resume && (options.json.empty() || options.json == "-")) {
     return InvalidArgument("--resume goes on from the rows beside a result file: give --json FILE");
   }
-  if (settings.max_num_seqs < 2) {
-    return InvalidArgument("--max-num-seqs {}: eval needs 2, the document and its fork",
+  if (settings.max_num_seqs < 3) {
+    return InvalidArgument("--max-num-seqs {}: eval needs 3, the document, a question, an answer",
                            settings.max_num_seqs);
   }
   const std::vector<std::string> known = KnownSuites();
@@ -181,7 +182,7 @@ Status Validate(const EvalOptions& options, const Settings& settings) {
   RETURN_IF_ERROR(CheckRange("decode-tokens", options.decode_tokens, 16, 1 << 20));
   RETURN_IF_ERROR(CheckRange("limit", options.filter.limit, 0, int64_t{1} << 40));
   RETURN_IF_ERROR(CheckRange("max-length", options.filter.max_length, 0, int64_t{1} << 40));
-  return PlanRuns(settings, options.budgets).status();
+  return PlanRuns(settings, options.sweep).status();
 }
 
 Result<EvalMaterial> GatherMaterial(const LoadedModel& model, const EvalOptions& options) {
@@ -194,7 +195,7 @@ Result<EvalMaterial> GatherMaterial(const LoadedModel& model, const EvalOptions&
 Result<EvalReport> Evaluate(const LoadedModel& model, const EvalOptions& options,
                             EvalMaterial material, const std::string& command,
                             const EvalProgress& progress) {
-  ASSIGN_OR_RETURN(const std::vector<EvalRun> runs, PlanRuns(model.settings, options.budgets));
+  ASSIGN_OR_RETURN(const std::vector<EvalRun> runs, PlanRuns(model.settings, options.sweep));
   ASSIGN_OR_RETURN(PartialResults partial, PartialResults::Open(options.json, options.resume,
                                                                 PartialHeader(model, options)));
   EvalReport report;
@@ -212,16 +213,24 @@ Result<EvalReport> Evaluate(const LoadedModel& model, const EvalOptions& options
     ASSIGN_OR_RETURN(report.gates,
                      ReadHeadGates(model.plan_source, model.plan.layers(), model.plan.kv_heads()));
   }
-  for (const EvalRun& run : runs) {
-    RunAnswers answers{.run = run, .predictions = {}, .scores = {}};
+  for (size_t first = 0; first < runs.size();) {
+    size_t end = first + 1;
+    while (end < runs.size() && SharePrefill(runs[first], runs[end])) {
+      ++end;
+    }
+    std::vector<Answers> answers(end - first);
     if (!material.set.questions.empty()) {
-      ASSIGN_OR_RETURN(answers.predictions,
-                       AnswerQuestions(model, run, material.set, partial, progress));
+      ASSIGN_OR_RETURN(answers, AnswerQuestions(model, std::span(runs).subspan(first, end - first),
+                                                material.set, partial, progress));
     }
-    for (size_t i = 0; i < answers.predictions.size(); ++i) {
-      answers.scores.push_back(Score(material.set.questions[i], answers.predictions[i]));
+    for (size_t i = 0; i < answers.size(); ++i) {
+      RunAnswers run{.run = runs[first + i], .answers = std::move(answers[i]), .scores = {}};
+      for (size_t q = 0; q < run.answers.predictions.size(); ++q) {
+        run.scores.push_back(Score(material.set.questions[q], run.answers.predictions[q]));
+      }
+      report.runs.push_back(std::move(run));
     }
-    report.runs.push_back(std::move(answers));
+    first = end;
   }
   for (ForcedDocument& document : material.forced) {
     ASSIGN_OR_RETURN(std::vector<ForcedTrace> traces,

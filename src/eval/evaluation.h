@@ -29,7 +29,7 @@ struct EvalOptions {
   uint64_t seed = 1;
   int64_t decode_tokens = 2048;  // fed as decode rows in long-generation and from a text
   QuestionFilter filter;         // of the files' questions
-  std::vector<int64_t> budgets;  // "lserve" runs once for each; empty: the settings' budget
+  Sweep sweep;                   // what "lserve" is run with
   bool resume = false;
   std::string json;  // result file; what is finished stands beside it until the end
 };
@@ -49,9 +49,10 @@ Result<EvalMaterial> GatherMaterial(const LoadedModel& model, const EvalOptions&
 
 // Runs every mode on it. The model must have its weights. `command` is a line that repeats the
 // evaluation. The caller discards the partial results (PartialResults::Discard) once it has written
-// the report. Errors: kInvalidArgument (bad files, lengths beyond the context, a suite that does
-// not fit, partial results of other settings), those of the runners.
+// the report. Errors: kInvalidArgument (partial results of other settings, a prompt beyond the
+// context), those of the runners.
 Result<EvalReport> Evaluate(const LoadedModel& model, const EvalOptions& options,
-                            const std::string& command, const EvalProgress& progress);
+                            EvalMaterial material, const std::string& command,
+                            const EvalProgress& progress);
 
 }  // namespace lserve

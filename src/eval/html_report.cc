@@ -6,97 +6,11 @@
 #include <set>
 #include <utility>
 
+#include "eval/html_page.h"
 #include "eval/svg.h"
 
 namespace lserve {
 namespace {
-
-constexpr const char* kHead = R"html(<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<style>
-:root { color-scheme: light dark; --ink: #1c2227; --quiet: #5d6871; --paper: #fdfdfb;
-  --line: #d9dcd8; --panel: #f4f5f1; --accent: #2e7d70; --c0: #2e7d70; --c1: #b35c2e; --c2: #4a66a8;
-  --c3: #8a5a9c; --c4: #8b7a2b; }
-@media (prefers-color-scheme: dark) { :root { --ink: #dfe3e2; --quiet: #98a3a8; --paper: #15191b;
-  --line: #343b3e; --panel: #1c2224; --accent: #58b3a3; --c0: #58b3a3; --c1: #dd8f62; --c2: #8ba6e6;
-  --c3: #c397d6; --c4: #cdbb62; } }
-body { max-width: 66rem; margin: 3rem auto 5rem; padding: 0 1.5rem; background: var(--paper);
-  color: var(--ink); font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0; letter-spacing: -.01em; }
-h2 { font-size: 1.15rem; margin: 3rem 0 .5rem; }
-h3 { font-size: .95rem; margin: 1.75rem 0 .25rem; font-weight: 600; }
-p { margin: .5rem 0; max-width: 46rem; }
-.quiet, .note { color: var(--quiet); }
-.note { font-size: .9rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem;
-  margin: 1.5rem 0; }
-.card { background: var(--panel); border-radius: 8px; padding: 1rem 1.25rem; }
-.card b { display: block; font-size: 1.9rem; font-weight: 600; line-height: 1.2;
-  font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
-  margin: .75rem 0; width: 100%; }
-th, td { padding: .32rem .55rem; text-align: right; border-bottom: 1px solid var(--line);
-  white-space: nowrap; }
-th { font-weight: 600; color: var(--quiet); vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-tr.total td { font-weight: 600; border-bottom: 0; }
-td.loss { color: var(--c1); font-weight: 600; }
-td.nothing { color: var(--quiet); }
-.figures { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; margin: 1rem 0; }
-svg { max-width: 100%; height: auto; font-size: 12px; }
-svg text { fill: var(--ink); }
-svg .title { font-weight: 600; font-size: 13px; }
-svg text.quiet { fill: var(--quiet); }
-svg .on-dark, svg .on-accent { fill: #fff; }
-svg .on-light { fill: #1c2227; }
-svg .grid { stroke: var(--line); }
-svg .level { stroke: var(--quiet); stroke-dasharray: 5 4; stroke-width: 1.5; }
-svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
-svg .retrieves { fill: #2e7d70; }
-svg .streams { fill: none; stroke: var(--line); }
-svg .c0 { stroke: var(--c0); } svg .c1 { stroke: var(--c1); } svg .c2 { stroke: var(--c2); }
-svg .c3 { stroke: var(--c3); } svg .c4 { stroke: var(--c4); }
-svg .dot { fill: var(--paper); stroke-width: 2; }
-pre { background: var(--panel); border-radius: 8px; padding: .8rem 1rem; font: .85rem/1.5
-  ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
-dl { columns: 20rem; column-gap: 3rem; font-size: .9rem; }
-dl div { display: grid; grid-template-columns: 13rem 1fr; break-inside: avoid; line-height: 1.7; }
-dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
-@media print { body { margin: 0; } .card, pre { border: 1px solid var(--line); } }
-</style>
-)html";
-
-// The page as it grows. Arguments that are text must be escaped by the caller.
-class Page {
- public:
-  template <typename... Args>
-  void Add(fmt::format_string<Args...> format, Args&&... args) {
-    fmt::format_to(std::back_inserter(text_), format, std::forward<Args>(args)...);
-  }
-  std::string Take() { return std::move(text_); }
-
- private:
-  std::string text_;
-};
-
-double Percent(double part, int64_t whole) { return 100.0 * part / static_cast<double>(whole); }
-
-// U+2212, as wide as a plus.
-std::string Signed(double value) {
-  const std::string digits = fmt::format("{:.1f}", std::abs(value));
-  return digits == "0.0" ? digits : (value < 0 ? "\u2212" : "+") + digits;
-}
-
-std::string ShowP(double p) { return p < 0.001 ? "&lt; 0.001" : fmt::format("{:.3f}", p); }
-
-// "1 question", "2 questions".
-std::string Count(int64_t count, const std::string& noun) {
-  return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
-}
 
 // What a tally says, in words.
 std::string Verdict(const PairedTally& tally) {
@@ -135,7 +49,11 @@ int64_t UnansweredQuestions(const Comparison& comparison) {
   return questions;
 }
 
-void AddSummary(const EvalReport& report, const std::vector<Comparison>& comparisons, Page* page) {
+void AddSummary(const EvalReport& report, const std::vector<Comparison>& comparisons,
+                HtmlPage* page) {
+  if (report.questions.empty()) {
+    return;
+  }
   page->Add("<div class=\"cards\">\n");
   for (const Comparison& comparison : comparisons) {
     const PairedTally& tally = comparison.overall;
@@ -144,7 +62,7 @@ void AddSummary(const EvalReport& report, const std::vector<Comparison>& compari
     const std::string unanswered_note =
         unanswered == 0 || unanswered == tally.total
             ? ""
-            : fmt::format(" {} belong to tasks that neither mode answers.",
+            : fmt::format(" Of tasks that neither mode answers: {}.",
                           Count(unanswered, "question"));
     page->Add(
         "<div class=\"card\"><span class=\"quiet\">{} against dense</span><b>{} points</b>"
@@ -154,7 +72,7 @@ void AddSummary(const EvalReport& report, const std::vector<Comparison>& compari
         Signed(high), tally.sparse_right, tally.total, tally.dense_right, Verdict(tally),
         unanswered_note);
   }
-  if (comparisons.empty() && !report.questions.empty()) {
+  if (comparisons.empty()) {
     for (const RunAnswers& answers : report.runs) {
       const auto right = std::count_if(answers.scores.begin(), answers.scores.end(), IsRight);
       page->Add(
@@ -169,7 +87,7 @@ void AddSummary(const EvalReport& report, const std::vector<Comparison>& compari
 }
 
 void AddTallyRow(const std::string& kind, const std::string& length, const PairedTally& tally,
-                 const char* row_class, Page* page) {
+                 const char* row_class, HtmlPage* page) {
   const auto [low, high] = DifferenceInterval(tally);
   const double p = McNemarExactP(tally.lost, tally.gained);
   const bool nothing = tally.dense_right == 0 && tally.sparse_right == 0;
@@ -185,7 +103,7 @@ void AddTallyRow(const std::string& kind, const std::string& length, const Paire
       Percent(tally.sparse_score, tally.total));
 }
 
-void AddTables(const std::vector<Comparison>& comparisons, Page* page) {
+void AddTables(const std::vector<Comparison>& comparisons, HtmlPage* page) {
   page->Add("<h2>By task and length</h2>\n");
   for (const Comparison& comparison : comparisons) {
     if (comparisons.size() > 1) {
@@ -249,7 +167,7 @@ std::optional<HeatMap> DepthMap(const EvalReport& report, const RunAnswers& answ
   return map;
 }
 
-void AddDepthMaps(const EvalReport& report, Page* page) {
+void AddDepthMaps(const EvalReport& report, HtmlPage* page) {
   std::string pictures;
   for (const RunAnswers& answers : report.runs) {
     if (const std::optional<HeatMap> map = DepthMap(report, answers)) {
@@ -265,7 +183,7 @@ void AddDepthMaps(const EvalReport& report, Page* page) {
   }
 }
 
-void AddBudgetCurve(const std::vector<Comparison>& comparisons, Page* page) {
+void AddBudgetCurve(const std::vector<Comparison>& comparisons, HtmlPage* page) {
   if (comparisons.size() < 2) {
     return;
   }
@@ -297,8 +215,19 @@ std::string Number(const std::optional<double>& value, double scale, int decimal
   return value.has_value() ? fmt::format("{:.{}f}", *value * scale, decimals) : "";
 }
 
+// The least of 1, 2, 5 times a power of ten that is not below a positive value.
+double RoundUp(double value) {
+  const double power = std::pow(10, std::floor(std::log10(value)));
+  for (const double factor : {1.0, 2.0, 5.0}) {
+    if (value <= factor * power) {
+      return factor * power;
+    }
+  }
+  return 10 * power;
+}
+
 // Agreement and divergence along the decode rows, a line a sparse run.
-void AddForcedCharts(const std::vector<ForcedSummary>& summaries, Page* page) {
+void AddForcedCharts(const std::vector<ForcedSummary>& summaries, HtmlPage* page) {
   std::vector<std::pair<std::string, int64_t>> groups;
   for (const ForcedSummary& summary : summaries) {
     const std::pair<std::string, int64_t> group(summary.kind, summary.length);
@@ -328,10 +257,7 @@ void AddForcedCharts(const std::vector<ForcedSummary>& summaries, Page* page) {
     }
     agreement.y_low = std::min(90.0, std::floor(lowest / 10) * 10);
     agreement.y_high = 100;
-    divergence.y_high = std::pow(10, std::ceil(std::log10(std::max(highest, 1e-4))));
-    if (highest <= divergence.y_high / 2) {
-      divergence.y_high /= 2;
-    }
+    divergence.y_high = RoundUp(std::max(highest, 1e-4));
     divergence.y_decimals = 2 + static_cast<int>(std::ceil(-std::log10(divergence.y_high)));
     agreement.y_decimals = 1;
     page->Add("<div class=\"figures\">{}{}</div>\n", ToSvg(agreement), ToSvg(divergence));
@@ -353,15 +279,14 @@ constexpr ForcedColumn kForcedColumns[] = {
     {"decode<br>loss", [](const ForcedSummary& s) { return Number(s.loss, 1, 4); }},
     {"decode<br>perplexity", [](const ForcedSummary& s) { return Number(std::exp(s.loss), 1, 3); }},
     {"same top<br>token, %", [](const ForcedSummary& s) { return Number(s.agreement, 100, 2); }},
-    {"mean<br>KL", [](const ForcedSummary& s) { return Number(s.mean_kl, 1, 5); }},
+    {"mean<br>KL", [](const ForcedSummary& s) { return Number(s.mean_kl, 1, 4); }},
     {"largest<br>KL", [](const ForcedSummary& s) { return Number(s.largest_kl, 1, 3); }},
     {"answers:<br>loss", [](const ForcedSummary& s) { return Number(s.answer_loss, 1, 4); }},
     {"answers:<br>same, %",
      [](const ForcedSummary& s) { return Number(s.answer_agreement, 100, 2); }},
-    {"answers:<br>KL", [](const ForcedSummary& s) { return Number(s.answer_mean_kl, 1, 5); }},
 };
 
-void AddForced(const EvalReport& report, Page* page) {
+void AddForced(const EvalReport& report, HtmlPage* page) {
   const std::vector<ForcedSummary> summaries = Summarise(report);
   if (summaries.empty()) {
     return;
@@ -371,7 +296,7 @@ void AddForced(const EvalReport& report, Page* page) {
       "fed the same tokens as decode rows, and their next-token distributions are compared with "
       "dense attention's. Losses and divergences in nats a token; tail: the tokens that the decode "
       "rows predict, read in prefill; answers: those of them that belong to an answer.</p>\n"
-      "<div class=\"scroll\"><table>\n<tr>");
+      "<div class=\"scroll\"><table class=\"wide\">\n<tr>");
   std::vector<const ForcedColumn*> columns;
   for (const ForcedColumn& column : kForcedColumns) {
     if (std::any_of(summaries.begin(), summaries.end(),
@@ -390,7 +315,7 @@ void AddForced(const EvalReport& report, Page* page) {
   AddForcedCharts(summaries, page);
 }
 
-void AddHeadPlan(const EvalReport& report, Page* page) {
+void AddHeadPlan(const EvalReport& report, HtmlPage* page) {
   HeadGrid grid;
   grid.gates = report.gates;
   for (int32_t layer = 0; layer < report.plan.layers(); ++layer) {
@@ -409,7 +334,7 @@ void AddHeadPlan(const EvalReport& report, Page* page) {
       ToSvg(grid));
 }
 
-void AddSettings(const EvalReport& report, Page* page) {
+void AddSettings(const EvalReport& report, HtmlPage* page) {
   page->Add("<h2>Settings</h2>\n<dl>\n");
   OrderedJson settings = report.runs[0].run.settings.ToJson();
   std::vector<std::string> names;
@@ -441,13 +366,14 @@ void AddSettings(const EvalReport& report, Page* page) {
 }  // namespace
 
 std::string ToHtml(const EvalReport& report) {
-  Page page;
   const std::string model = EscapeHtml(report.model);
-  page.Add("{}<title>{}: dense and sparse attention</title>\n", kHead, model);
+  HtmlPage page(model + ": dense and sparse attention");
   page.Add("<h1>{}: what sparse attention costs</h1>\n", model);
-  page.Add("<p class=\"quiet\">{}, {} mode{}, lserve {}</p>\n",
-           Count(std::ssize(report.questions), "question"), report.runs.size(),
-           report.runs.size() == 1 ? "" : "s", EscapeHtml(report.commit));
+  const std::string asked = report.questions.empty()
+                                ? Count(std::ssize(report.forced), "text")
+                                : Count(std::ssize(report.questions), "question");
+  page.Add("<p class=\"quiet\">{}, {}, lserve {}</p>\n", asked,
+           Count(std::ssize(report.runs), "mode"), EscapeHtml(report.commit));
   const std::vector<Comparison> comparisons = Compare(report);
   AddSummary(report, comparisons, &page);
   if (!comparisons.empty()) {
@@ -458,8 +384,7 @@ std::string ToHtml(const EvalReport& report) {
   AddForced(report, &page);
   AddHeadPlan(report, &page);
   AddSettings(report, &page);
-  page.Add("</html>\n");
-  return page.Take();
+  return page.Finish();
 }
 
 }  // namespace lserve

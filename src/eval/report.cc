@@ -39,7 +39,7 @@ OrderedJson RunJson(const EvalReport& report, const RunAnswers& answers) {
   int64_t right = 0;
   for (size_t i = 0; i < answers.scores.size(); ++i) {
     const Question& question = report.questions[i];
-    rows.push_back(RowJson(question, answers.predictions[i], answers.scores[i]));
+    rows.push_back(RowJson(question, answers.answers.predictions[i], answers.scores[i]));
     auto& cell = cells[{question.kind, question.length}];
     cell.first += IsRight(answers.scores[i]) ? 1 : 0;
     right += IsRight(answers.scores[i]) ? 1 : 0;
@@ -55,6 +55,10 @@ OrderedJson RunJson(const EvalReport& report, const RunAnswers& answers) {
                                       {"length", key.second},
                                       {"right", cell.first},
                                       {"total", cell.second}});
+  }
+  if (answers.answers.selection.uses > 0) {
+    json["selection"] = {{"lists_used", answers.answers.selection.uses},
+                         {"lists_made", answers.answers.selection.made}};
   }
   json["rows"] = std::move(rows);
   return json;

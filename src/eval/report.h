@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/json.h"
+#include "eval/answers.h"
 #include "eval/paired_statistics.h"
 #include "eval/questions.h"
 #include "eval/runs.h"
@@ -18,8 +19,8 @@ namespace lserve {
 
 struct RunAnswers {
   EvalRun run;
-  std::vector<std::string> predictions;  // by question
-  std::vector<double> scores;            // by question, in [0, 1]
+  Answers answers;
+  std::vector<double> scores;  // by question, in [0, 1]
 };
 
 struct EvalReport {

@@ -30,7 +30,7 @@ RunAnswers Answers(const std::string& name, int64_t budget, const std::vector<do
   answers.run.attention = name == "dense" ? "dense" : "lserve";
   answers.run.settings.token_budget = budget;
   answers.scores = scores;
-  answers.predictions.assign(scores.size(), "<b>it's \"1\" & more</b>");
+  answers.answers.predictions.assign(scores.size(), "<b>it's \"1\" & more</b>");
   return answers;
 }
 
@@ -210,7 +210,7 @@ TEST(HtmlReportTest, ATaskThatNobodyAnswersSaysNothing) {
   }
   const std::string html = ToHtml(report);
   EXPECT_THAT(html, HasSubstr("none right"));
-  EXPECT_THAT(html, HasSubstr("2 questions belong to tasks that neither mode answers"));
+  EXPECT_THAT(html, HasSubstr("Of tasks that neither mode answers: 2 questions"));
 }
 
 }  // namespace

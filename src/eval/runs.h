@@ -16,19 +16,28 @@
 
 namespace lserve {
 
-// One attention mode that answers everything once.
+// One attention mode, with one selection, that answers everything once.
 struct EvalRun {
-  std::string name;       // "dense", "lserve", with several budgets "lserve@512"
+  std::string name;       // "dense", "lserve", of several "lserve@512" or "lserve@16/512/1"
   std::string attention;  // "dense" or "lserve"
   Settings settings;      // of this run alone
 
   bool dense() const { return attention == "dense"; }
 };
 
-// The modes of settings.attention in order, "lserve" once for each budget; no budgets: the one of
-// the settings. Errors: kInvalidArgument (a bad list or budget, a budget twice).
-Result<std::vector<EvalRun>> PlanRuns(const Settings& settings,
-                                      const std::vector<int64_t>& budgets);
+// What "lserve" is run with, once each; both empty: what the settings say.
+struct Sweep {
+  std::vector<int64_t> budgets;
+  std::vector<std::string> selections;  // "UNIT/BUDGET/REUSE", as the settings of these names
+};
+
+// The modes of settings.attention in order, "lserve" once for each entry of the sweep.
+// Errors: kInvalidArgument (a bad list or value, one twice, budgets and selections together,
+// a sweep without "lserve").
+Result<std::vector<EvalRun>> PlanRuns(const Settings& settings, const Sweep& sweep);
+
+// Whether runs differ in nothing but what they select in decode, so that one prefill serves both.
+bool SharePrefill(const EvalRun& a, const EvalRun& b);
 
 // Hears how far an evaluation is, in [0, 1], and what it is doing.
 using EvalProgress = std::function<void(double done, const std::string& note)>;

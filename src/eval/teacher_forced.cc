@@ -226,9 +226,14 @@ Result<std::vector<ForcedTrace>> TraceDocument(const LoadedModel& model,
                              document.tokens.size(), runner->limits().max_model_len);
     }
     const bool compares = dense != runs.end() && !runs[i].dense();
+    const bool keeps = runs[i].dense() && runs.size() > 1;
+    if (keeps) {
+      const auto rows = document.tokens.size() - static_cast<size_t>(document.decode_from);
+      dense_logits.reserve(rows * static_cast<size_t>(model.config.vocab_size));
+    }
     Tracer tracer(model, runs[i], document, *runner, progress);
     ASSIGN_OR_RETURN(traces[i], tracer.Trace(compares ? &dense_logits : nullptr,
-                                             runs[i].dense() ? &dense_logits : nullptr));
+                                             keeps ? &dense_logits : nullptr));
     return OkStatus();
   };
   if (dense != runs.end()) {
