@@ -91,7 +91,7 @@ struct Reuse {
 // --reuse-interval auto: a selection lives at most so many steps, and ends when a query of its
 // group has moved by more than this share of its length (docs/accuracy.md has the measurements).
 inline constexpr int32_t kAutoReuseInterval = 16;
-inline constexpr float kAutoReuseDistance = 0.25f;
+inline constexpr float kAutoReuseDistance = 0.9f;
 
 // What --reuse-interval says. Errors: kInvalidArgument, naming the value.
 Result<Reuse> ParseReuse(const std::string& text);
