@@ -104,7 +104,7 @@ Status Eval(EvalArguments& arguments) {
 RegisteredCommand RegisterEval(CLI::App& program) {
   auto arguments = std::make_shared<EvalArguments>();
   arguments->settings.attention = "dense,lserve";
-  arguments->settings.max_num_seqs = 3;
+  arguments->settings.max_num_seqs = 4;
   arguments->defaults = arguments->settings;
   EvalOptions& options = arguments->options;
   CLI::App* app = program.add_subcommand("eval", "accuracy, dense against sparse");

@@ -181,8 +181,10 @@ class RunProgress {
     answers_.predictions.resize(set.questions.size());
     for (size_t i = 0; i < set.questions.size(); ++i) {
       const Json* done = partial.Find(run.name, set.questions[i].id);
-      if (done != nullptr && done->is_string()) {
-        answers_.predictions[i] = done->get<std::string>();
+      if (done != nullptr && done->is_array() && done->size() == 3) {
+        answers_.predictions[i] = done->at(0).get<std::string>();
+        answers_.selection.uses += done->at(1).get<int64_t>();
+        answers_.selection.made += done->at(2).get<int64_t>();
         done_[i] = true;
       }
     }
@@ -192,7 +194,8 @@ class RunProgress {
   bool done(size_t question) const { return done_[question]; }
 
   void Take(size_t question, std::string prediction, const SelectionStats& selection) {
-    partial_.Write(run_.name, set_.questions[question].id, prediction);
+    partial_.Write(run_.name, set_.questions[question].id,
+                   Json::array({prediction, selection.uses, selection.made}));
     answers_.predictions[question] = std::move(prediction);
     answers_.selection.uses += selection.uses;
     answers_.selection.made += selection.made;

@@ -17,13 +17,13 @@ namespace lserve {
 // newlines.
 struct Answers {
   std::vector<std::string> predictions;
-  SelectionStats selection;  // of the answers that were not taken from partial results
+  SelectionStats selection;  // lists used and made
 };
 
 // The answers of runs that share their prefill: a document and each of its questions are read once,
 // and every run answers in a fork. What `partial` has
 // is taken from there, the rest is written there as it comes. The model must have its weights and
-// room for three sequences.
+// room for four sequences: document, question, a later turn of it, answer.
 // Errors: kInvalidArgument (a prompt longer than the context; both are named), those of the runner.
 Result<std::vector<Answers>> AnswerQuestions(const LoadedModel& model,
                                              std::span<const EvalRun> runs, const QuestionSet& set,

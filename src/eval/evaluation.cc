@@ -159,8 +159,8 @@ Status Validate(const EvalOptions& options, const Settings& settings) {
   if (options.resume && (options.json.empty() || options.json == "-")) {
     return InvalidArgument("--resume goes on from the rows beside a result file: give --json FILE");
   }
-  if (settings.max_num_seqs < 3) {
-    return InvalidArgument("--max-num-seqs {}: eval needs 3, the document, a question, an answer",
+  if (settings.max_num_seqs < 4) {
+    return InvalidArgument("--max-num-seqs {}: eval needs 4: document, question, turn, answer",
                            settings.max_num_seqs);
   }
   const std::vector<std::string> known = KnownSuites();

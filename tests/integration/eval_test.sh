@@ -61,7 +61,7 @@ fi
 
 # An interruption: one answer is there (changed, to see that it is kept) and half a line. The rest is
 # made again, and is the same.
-head -2 "$work/rows" | jq -c 'if has("value") then .value = "kept 1" else . end' \
+head -2 "$work/rows" | jq -c 'if has("value") then .value[0] = "kept 1" else . end' \
   >"$work/b.json.rows.partial"
 printf '{"run":"den' >>"$work/b.json.rows.partial"
 "$lserve" eval "$model" "${flags[@]}" --json "$work/b.json" --resume >/dev/null
