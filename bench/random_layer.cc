@@ -15,6 +15,7 @@ RandomLayer::RandomLayer(Backend& backend, const LayerShape& shape)
   config.kv_heads = shape.kv_heads;
   config.head_dim = shape.head_dim;
   config.score = shape.score;
+  config.format = shape.format;
   config.sink_tokens = 128;
   config.local_tokens = 256;
   config.max_model_len = shape.length;

@@ -16,6 +16,7 @@ struct LayerShape {
   int32_t retrieval_heads = 4;  // of kv_heads; the others stream
   int32_t head_dim = 64;
   PageScore score = PageScore::kMinMax;
+  KvFormat format = KvFormat::kBFloat16;
   int64_t length = 0;    // tokens in the cache, the decoded one included
   int32_t chunk = 2048;  // prefill rows of one step
 };

@@ -20,6 +20,7 @@ struct Configuration {
   const char* name;
   PageScore score;
   SelectionPolicy policy;
+  KvFormat format = KvFormat::kBFloat16;
 };
 
 constexpr Configuration kConfigurations[] = {
@@ -28,6 +29,9 @@ constexpr Configuration kConfigurations[] = {
     {"minmax 16/4096", PageScore::kMinMax, {4096, 16, 1}},
     {"sketch 64/4096", PageScore::kSketch, {4096, 64, 1}},
     {"sketch 16/512", PageScore::kSketch, {512, 16, 1}},
+    {"sketch int8", PageScore::kSketch, {512, 16, 1}, KvFormat::kInt8},
+    {"sketch int4", PageScore::kSketch, {512, 16, 1}, KvFormat::kInt4},
+    {"dense int4", PageScore::kNone, {0, 64, 1}, KvFormat::kInt4},
 };
 
 double Median(std::vector<double> values) {
@@ -64,6 +68,7 @@ int Main(int argc, char** argv) {
     std::vector<std::unique_ptr<RandomLayer>> layers;
     for (const Configuration& configuration : kConfigurations) {
       shape.score = configuration.score;
+      shape.format = configuration.format;
       layers.push_back(std::make_unique<RandomLayer>(*backend, shape));
     }
     // Interleaved, so that a change of the machine's speed meets all alike.

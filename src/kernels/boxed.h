@@ -1,7 +1,8 @@
 // The boxed page formats int8 and int4, by element: a key is a code of b bits in its channel's box
 // (sketch.h), a value a code of b bits on a grid of its token and KV head. All backends compute
-// codes in float32, in this order, so that they store the same bits; what is read back is rounded
-// to the activations' type. Free functions and values; usable in device code.
+// codes in float32, in this order, so that they store the same bits; what is read back may be
+// rounded to the activations' type before it is multiplied. Free functions and values; usable in
+// device code.
 #pragma once
 
 #include <cstdint>

@@ -275,7 +275,7 @@ struct SelectUnitsParams {
 // Softmax attention of the decode rows, scale 1 / sqrt(head_dim), after the row's own append.
 // Retrieval heads read the units of their list united with the forced newest units of the row's own
 // position (lists null or count -1: all); streaming heads read their sink and local window. What a
-// boxed page holds is read back (boxed.h) and rounded to dtype.
+// boxed page holds is read back (boxed.h); a backend may round it to dtype or not.
 struct AttendDecodeParams {
   BatchView batch;
   const void* q;  // [max_rows, q_heads, head_dim] of dtype

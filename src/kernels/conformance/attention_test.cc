@@ -151,9 +151,9 @@ TEST_P(AttentionConformance, RandomScheduleMatchesRef) {
   got.UseLists(&want.record());
   got.Run(schedule);
 
-  Tolerance tolerance = ToleranceOf(target.dtype, 512);
+  Tolerance tolerance = AttentionTolerance(target.dtype, shape.format, 512);
   if (shape.format == KvFormat::kInt4) {  // a key that falls into the next cell is far off
-    tolerance = {3.0 * tolerance.relative, 3.0 * tolerance.absolute};
+    tolerance = {1.5 * tolerance.relative, 1.5 * tolerance.absolute};
   }
   for (const auto& [key, row] : want.record()) {
     SCOPED_TRACE(testing::Message() << "sequence " << key.first << ", position " << key.second);

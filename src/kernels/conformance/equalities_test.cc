@@ -159,7 +159,7 @@ TEST_P(Equalities, DecodeRowsEqualPrefillRows) {
   prefilled.Run(PlainSchedule({{280, 280}}, 280));
   for (int32_t position = 140; position < 280; ++position) {
     EXPECT_TRUE(Near(decoded.row(0, position).output, prefilled.row(0, position).output,
-                     ToleranceOf(dtype(), 280)))
+                     AttentionTolerance(dtype(), GetParam().format, 280)))
         << "position " << position;
   }
   EXPECT_TRUE(Identical(decoded.Pages(0), prefilled.Pages(0)));

@@ -210,6 +210,15 @@ Tolerance ToleranceOf(DType dtype, int64_t reduction) {
   return {0x1p-20, terms * 0x1p-20};
 }
 
+// What is read back of a boxed page may be rounded to bf16 or not, so that keys and values of the
+// two sides differ as well, by half a unit in the last place each, where bf16 pages are the same on
+// both.
+Tolerance AttentionTolerance(DType dtype, KvFormat format, int64_t keys) {
+  const Tolerance same_inputs = ToleranceOf(dtype, keys);
+  const double factor = IsBoxed(format) ? 2.0 : 1.0;
+  return {factor * same_inputs.relative, factor * same_inputs.absolute};
+}
+
 testing::AssertionResult Near(std::span<const float> got, std::span<const float> want,
                               Tolerance tolerance) {
   if (got.size() != want.size()) {

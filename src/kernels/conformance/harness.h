@@ -281,6 +281,8 @@ struct Tolerance {
 };
 // For a result of `dtype` that sums `reduction` terms in float32 or better from inputs of dtype.
 Tolerance ToleranceOf(DType dtype, int64_t reduction);
+// For attention over keys and values of `format`.
+Tolerance AttentionTolerance(DType dtype, KvFormat format, int64_t keys);
 
 // NaN and infinities must stand at the same places; the worst element is named.
 testing::AssertionResult Near(std::span<const float> got, std::span<const float> want,

@@ -125,30 +125,47 @@ class PageFinder {
 
   bool streams() const { return streams_; }
   int32_t head_dim() const { return layout_.head_dim; }
+  int32_t code_bits() const { return layout_.value_bits(); }  // of boxed units
 
-  // A unit of a boxed page is read back into read_back: keys, then values.
-  DecodeUnit Unit(int32_t unit, uint16_t* read_back) const {
-    constexpr int32_t kPageUnits = kPageTokens / kUnitTokens;
-    const int64_t elements = int64_t{kUnitTokens} * layout_.padded_head_dim;
+  // Whether the unit lies in a boxed page.
+  bool IsBoxed(int32_t unit) const { return layout_.boxed() && unit / kPageUnits != open_page_; }
+
+  // A unit in full.
+  DecodeUnit Unit(int32_t unit) const {
     const int32_t page = unit / kPageUnits;
     const bool open = !streams_ && page == open_page_;
     const KvPageLayout& layout = open ? open_layout_ : layout_;
-    std::byte* data = open       ? params_.retrieval.open + slot_ * layout.page_bytes()
-                      : streams_ ? RingPage(page)
-                                 : ClosedPage(page);
-    const int32_t first_position = unit * kUnitTokens;
-    if (layout.boxed()) {
-      ReadBackUnits(layout, HeadCodes(layout, head_, data), unit % kPageUnits, 1, read_back,
-                    read_back + elements);
-      return {read_back, read_back + elements, first_position, false};
-    }
-    const int64_t first = unit % kPageUnits * elements;
+    const std::byte* data = open       ? params_.retrieval.open + slot_ * layout.page_bytes()
+                            : streams_ ? RingPage(page)
+                                       : ClosedPage(page);
+    const int64_t first = unit % kPageUnits * UnitElements();
     return {reinterpret_cast<const uint16_t*>(data + layout.key_offset(head_)) + first,
             reinterpret_cast<const uint16_t*>(data + layout.value_offset(head_)) + first,
-            first_position, false};
+            unit * kUnitTokens, false};
+  }
+
+  // A boxed unit, read back: keys, then values.
+  DecodeUnit ReadBack(int32_t unit, uint16_t* to) const {
+    ReadBackUnits(layout_, HeadCodes(layout_, head_, ClosedPage(unit / kPageUnits)),
+                  unit % kPageUnits, 1, to, to + UnitElements());
+    return {to, to + UnitElements(), unit * kUnitTokens, false};
+  }
+
+  BoxedUnit Codes(int32_t unit) const {
+    const HeadCodes codes(layout_, head_, ClosedPage(unit / kPageUnits));
+    const int32_t first = unit % kPageUnits * kUnitTokens;
+    BoxedUnit boxed{codes.box, {}, codes.grids + first, codes.values};
+    for (int32_t plane = 0; plane < codes.plane_count; ++plane) {
+      boxed.planes[plane] = codes.planes[plane] + SketchIndex(first, 0, layout_.padded_head_dim);
+    }
+    boxed.values += ValueCodeIndex(first, 0, layout_.padded_head_dim) * layout_.value_bits() / 4;
+    return boxed;
   }
 
  private:
+  static constexpr int32_t kPageUnits = kPageTokens / kUnitTokens;
+
+  int64_t UnitElements() const { return int64_t{kUnitTokens} * layout_.padded_head_dim; }
   std::byte* RingPage(int32_t page) const {
     const StreamingLane& lane = params_.streaming;
     const int32_t* table = lane.table + slot_ * (lane.sink_pages + lane.ring_pages);
@@ -171,6 +188,7 @@ class PageFinder {
 // A thread's scratch for one segment.
 struct DecodeScratch {
   DecodeUnit* units;
+  BoxedUnit* boxed;
   uint16_t* q;
   float* scores;
   uint16_t* probabilities;
@@ -191,6 +209,7 @@ int64_t LayOut(const AttendDecodeParams& params, const DecodeShape& shape, std::
   };
   const int64_t tokens = int64_t{shape.segment_units} * kUnitTokens;
   take(scratch->units, shape.segment_units);
+  take(scratch->boxed, params.retrieval.layout.boxed() ? shape.segment_units : 0);
   take(scratch->q, int64_t{params.group} * shape.padded_head_dim);
   take(scratch->scores, params.group * tokens);
   take(scratch->probabilities, params.group * tokens);
@@ -220,10 +239,20 @@ void RunSegment(const AttendDecodeParams& params, const DecodeShape& shape,
   segment.sink_tokens = pages.streams() ? params.streaming.sink_tokens : 0;
   segment.local_tokens = pages.streams() ? params.streaming.local_tokens : kUnbounded;
   segment.unit_count = std::min(shape.segment_units, walk.size() - first);
+  segment.boxed_count = 0;
   for (int32_t i = 0; i < segment.unit_count; ++i) {
     DecodeUnit& unit = scratch.units[i];
-    unit = pages.Unit(walk[first + i],
-                      scratch.read_back + i * int64_t{2 * kUnitTokens} * shape.padded_head_dim);
+    const int32_t number = walk[first + i];
+    if (!pages.IsBoxed(number)) {
+      unit = pages.Unit(number);
+    } else if (variant.reads_codes) {
+      scratch.boxed[segment.boxed_count++] = pages.Codes(number);  // lists ascend: the first ones
+      unit = {nullptr, nullptr, number * kUnitTokens, false};
+      continue;
+    } else {
+      unit = pages.ReadBack(
+          number, scratch.read_back + i * int64_t{2 * kUnitTokens} * shape.padded_head_dim);
+    }
     const int32_t last = unit.first_position + kUnitTokens - 1;
     unit.edge = last > position || (last >= segment.sink_tokens &&
                                     position - unit.first_position >= segment.local_tokens);
@@ -243,6 +272,8 @@ void RunSegment(const AttendDecodeParams& params, const DecodeShape& shape,
   }
   segment.q = scratch.q;
   segment.units = scratch.units;
+  segment.boxed = scratch.boxed;
+  segment.code_bits = pages.code_bits();
   segment.group = params.group;
   segment.padded_head_dim = shape.padded_head_dim;
   segment.position = position;

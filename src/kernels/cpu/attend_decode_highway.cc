@@ -159,7 +159,7 @@ bool Always() { return true; }
 
 }  // namespace
 
-DecodeVariant HighwayDecodeVariant() { return {"highway", Always, Run}; }
+DecodeVariant HighwayDecodeVariant() { return {"highway", Always, Run, false}; }
 
 }  // namespace lserve::cpu
 #endif  // HWY_ONCE

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/boxed.h"
 #include "kernels/cpu/team.h"
 #include "kernels/ops.h"
 
@@ -19,11 +20,24 @@ struct DecodeUnit {
   bool edge;  // the row does not see all of its tokens
 };
 
+// The codes of 16 tokens of one head in a boxed page (page_layout.h), all of which the row sees.
+struct BoxedUnit {
+  const Float16* box;         // [lo, hi][padded_head_dim]
+  const uint32_t* planes[4];  // of keys, uppermost bits first: [padded_head_dim / 16][16] each
+  const ValueGrid* grids;     // [16]
+  const std::byte* values;    // [8 token pairs][padded_head_dim]
+};
+
 struct DecodeSegment {
   // In.
   const uint16_t* q;        // [group, padded_head_dim] bf16
   const DecodeUnit* units;  // [unit_count], at least 1, in the order of the list
   int32_t unit_count;
+  // The first units of the list, in a boxed lane; their keys and values in `units` are null. 0
+  // unless the variant reads codes.
+  const BoxedUnit* boxed;  // [boxed_count]
+  int32_t boxed_count;
+  int32_t code_bits;  // 4 or 8
   int32_t group;
   int32_t padded_head_dim;
   int32_t position;      // of the row
@@ -35,6 +49,7 @@ struct DecodeSegment {
   uint16_t* probabilities;  // [group, unit_count * 16] bf16
   // Out: per query head a record of record_stride floats: the maximum of the unscaled scores, the
   // sum of 2^(scale * (score - maximum)), and from kRecordOutput on the output, not yet divided.
+  // What lies between is the variant's own.
   float* records;
   int64_t record_stride;
 };
@@ -45,6 +60,9 @@ struct DecodeVariant {
   const char* name;
   bool (*supports)();
   void (*run)(const DecodeSegment& segment);
+  // Multiplies with the codes of boxed units as they are, in full precision where they would be
+  // rounded to bf16; otherwise the driver reads them back.
+  bool reads_codes;
 };
 
 // In order of preference; the last one runs everywhere.

@@ -35,7 +35,6 @@ struct SelectScratch {
   const std::byte** stats;  // [kSegmentPages]
   uint16_t* q_pairs;        // [group, padded head dim, 2], for kMinMax
   float* queries;           // [group, padded head dim], for kSketch
-  float* weights;           // [group, padded head dim], for kSketch
   float* page_scores;       // [kSegmentPages, 4]
   uint32_t* keys;           // [max units], for the cut-off
   uint8_t* due;             // [max_decode_rows, retrieval heads]
@@ -55,7 +54,6 @@ int64_t LayOut(const SelectUnitsParams& params, std::byte* memory, SelectScratch
   take(scratch->stats, kSegmentPages);
   take(scratch->q_pairs, int64_t{params.group} * layout.padded_head_dim * 2);
   take(scratch->queries, int64_t{params.group} * layout.padded_head_dim);
-  take(scratch->weights, int64_t{params.group} * layout.padded_head_dim);
   take(scratch->page_scores, kSegmentPages * kPageUnits);
   take(scratch->keys, MaxUnits(params));
   take(scratch->due, int64_t{params.batch.max_decode_rows} * layout.heads);
@@ -222,7 +220,6 @@ class UnitSelector {
     run.pages = sketch && first_page + pages > open_page ? pages - 1 : pages;
     run.q_pairs = scratch_.q_pairs;
     run.queries = scratch_.queries;
-    run.weights = scratch_.weights;
     run.stats = scratch_.stats;
     run.group = params_.group;
     run.padded_head_dim = layout.padded_head_dim;

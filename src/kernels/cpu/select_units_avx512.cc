@@ -1,6 +1,6 @@
 // Page scores with AVX-512: minima and maxima by dot products of bf16, sketches by dot products of
 // bytes (VNNI, which every processor with the bf16 products has).
-#include "kernels/cpu/attention_avx512.h"  // before other headers: it includes the intrinsics
+#include "kernels/cpu/boxed_avx512.h"  // before other headers: it includes the intrinsics
 
 #include <limits>
 
@@ -10,19 +10,7 @@
 namespace lserve::cpu {
 namespace {
 
-constexpr int32_t kMaxPaddedHeadDim = 256;
-constexpr int32_t kMostHeads = 4;  // query heads scored together
-constexpr int32_t kAhead = 2;      // pages that prefetching is ahead of the scores
-
-// Sums of the lanes of four vectors.
-LSERVE_TARGET_AVX512_BF16 inline __m128 SumsOfLanes(__m512 a, __m512 b, __m512 c, __m512 d) {
-  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-  const __m512 abcd =
-      _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xEE));
-  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
-  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-}
+constexpr int32_t kAhead = 2;  // pages that prefetching is ahead of the scores
 
 LSERVE_TARGET_AVX512_BF16 inline __m128 MaximaOfLanes(const __m512 v[4]) {
   const __m512 ab = _mm512_max_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
@@ -67,71 +55,6 @@ LSERVE_TARGET_AVX512_BF16 void MinMax(const PageScoreRun& run) {
   }
 }
 
-inline void Prefetch(const std::byte* line) {
-  _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T0);
-}
-
-LSERVE_TARGET_AVX512_BF16 inline __m512 LoadFloat16(const uint16_t* from) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
-
-// Query heads against one box: a token's score is shared[head] + step * sum over dims of
-// weight[head][d] * code[d], with integer weights of 16 bits. They are rounded to 2^-16 of the
-// largest, less than the rounding of q to bf16 changes them.
-struct FoldedQueries {
-  // A weight is 256 * high + low: the two rows of signed bytes that a byte product takes.
-  alignas(64) int8_t high[kMostHeads][kMaxPaddedHeadDim];
-  alignas(64) int8_t low[kMostHeads][kMaxPaddedHeadDim];
-  alignas(16) float shared[kMostHeads];
-  float step;
-};
-
-// queries, weights: [kHeads, padded]; weights are scratch.
-template <int kHeads>
-LSERVE_TARGET_AVX512_BF16 inline void FoldBox(const float* queries, const std::byte* sketch,
-                                              const std::byte* next, int32_t padded, float* weights,
-                                              FoldedQueries* folded) {
-  constexpr float kLargest = 127.0f * 256.0f;
-  const auto* box = reinterpret_cast<const uint16_t*>(sketch);
-  const __m512 quarter = _mm512_set1_ps(0.25f);
-  const __m512 half = _mm512_set1_ps(0.5f);
-  __m512 sums[kMostHeads] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                             _mm512_setzero_ps()};
-  __m512 largest = _mm512_setzero_ps();
-  for (int32_t i = 0; i < padded; i += 16) {
-    const __m512 lo = LoadFloat16(box + i);
-    const __m512 step = _mm512_mul_ps(_mm512_sub_ps(LoadFloat16(box + padded + i), lo), quarter);
-    const __m512 middle = _mm512_fmadd_ps(half, step, lo);
-    Prefetch(next + i * 4);
-    for (int g = 0; g < kHeads; ++g) {
-      const __m512 q = _mm512_loadu_ps(queries + g * padded + i);
-      const __m512 weight = _mm512_mul_ps(q, step);
-      sums[g] = _mm512_fmadd_ps(q, middle, sums[g]);
-      largest = _mm512_max_ps(_mm512_abs_ps(weight), largest);
-      _mm512_storeu_ps(weights + g * padded + i, weight);
-    }
-  }
-  _mm_store_ps(folded->shared, SumsOfLanes(sums[0], sums[1], sums[2], sums[3]));
-  const float most = _mm512_reduce_max_ps(largest);
-  folded->step = most / kLargest;
-  const __m512 scale = _mm512_set1_ps(most > 0.0f ? kLargest / most : 0.0f);
-  for (int g = 0; g < kHeads; ++g) {
-    for (int32_t i = 0; i < padded; i += 16) {
-      const __m512i weight =
-          _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(weights + g * padded + i), scale));
-      const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(weight, _mm512_set1_epi32(128)), 8);
-      _mm_store_si128(reinterpret_cast<__m128i*>(folded->high[g] + i), _mm512_cvtepi32_epi8(high));
-      _mm_store_si128(reinterpret_cast<__m128i*>(folded->low[g] + i), _mm512_cvtepi32_epi8(weight));
-    }
-  }
-}
-
-LSERVE_TARGET_AVX512_BF16 inline __m512i BroadcastDword(const int8_t* from) {
-  int32_t bytes;
-  __builtin_memcpy(&bytes, from, sizeof(bytes));
-  return _mm512_set1_epi32(bytes);
-}
-
 // Takes kHeads query heads into the best key score of each of the page's units: a step multiplies
 // the codes of 16 tokens and 4 dimensions by a head's 4 weights. Units go together so that enough
 // sums are under way to hide the latency of a product.
@@ -172,9 +95,7 @@ LSERVE_TARGET_AVX512_BF16 void ScoreCodes(const FoldedQueries& heads, const std:
     }
     for (int u = 0; u < kUnits; ++u) {
       for (int g = 0; g < kHeads; ++g) {
-        const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high[u][g], 8), low[u][g]);
-        const __m512 score = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(heads.step),
-                                             _mm512_set1_ps(heads.shared[g]));
+        const __m512 score = FoldedScores(heads, g, high[u][g], low[u][g]);
         best[first + u] = _mm512_max_ps(score, best[first + u]);  // a NaN score yields `best`
       }
     }
@@ -187,7 +108,8 @@ LSERVE_TARGET_AVX512_BF16 void ScoreHeads(const PageScoreRun& run, int32_t first
                                           FoldedQueries* folded, __m512 best[4]) {
   const int32_t padded = run.padded_head_dim;
   const int64_t box_bytes = int64_t{padded} * 4;
-  FoldBox<kHeads>(run.queries + first_head * padded, sketch, next, padded, run.weights, folded);
+  FoldBox<kHeads>(run.queries + first_head * padded, reinterpret_cast<const Float16*>(sketch),
+                  reinterpret_cast<const Float16*>(next), padded, 1.0f / kSketchLevels, folded);
   ScoreCodes<kHeads>(*folded, sketch + box_bytes, next + box_bytes, padded, best);
 }
 
@@ -202,10 +124,10 @@ LSERVE_TARGET_AVX512_BF16 void Sketch(const PageScoreRun& run) {
     }
     for (int32_t g = 0; g < run.group;) {
       const int32_t left = run.group - g;
-      const int32_t heads = left >= kMostHeads ? kMostHeads : left >= 2 ? 2 : 1;
-      const auto score = heads == kMostHeads ? ScoreHeads<kMostHeads>
-                         : heads == 2        ? ScoreHeads<2>
-                                             : ScoreHeads<1>;
+      const int32_t heads = left >= kMostFolded ? kMostFolded : left >= 2 ? 2 : 1;
+      const auto score = heads == kMostFolded ? ScoreHeads<kMostFolded>
+                         : heads == 2         ? ScoreHeads<2>
+                                              : ScoreHeads<1>;
       score(run, g, sketch, next, &folded, best);
       g += heads;
     }

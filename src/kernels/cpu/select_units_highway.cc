@@ -123,6 +123,7 @@ HWY_INLINE void ScoreCodes(const float* weights, const float* shared, const uint
 void RunSketchScores(const PageScoreRun& run) {
   const int32_t padded = run.padded_head_dim;
   constexpr int32_t kMaxHeads = 4;
+  alignas(64) float weights[kMaxHeads * kMaxHeadDim];
   for (int32_t page = 0; page < run.pages; ++page) {
     float* scores = run.scores + page * kPageUnits;
     std::fill(scores, scores + kPageUnits, kMinusInf);
@@ -133,15 +134,14 @@ void RunSketchScores(const PageScoreRun& run) {
       const int32_t heads = left >= kMaxHeads ? kMaxHeads : left >= 2 ? 2 : 1;
       float shared[kMaxHeads];
       for (int32_t h = 0; h < heads; ++h) {
-        shared[h] =
-            FoldBox(run.queries + (g + h) * padded, sketch, padded, run.weights + h * padded);
+        shared[h] = FoldBox(run.queries + (g + h) * padded, sketch, padded, weights + h * padded);
       }
       if (heads == kMaxHeads) {
-        ScoreCodes<kMaxHeads>(run.weights, shared, codes, padded, run.scale, scores);
+        ScoreCodes<kMaxHeads>(weights, shared, codes, padded, run.scale, scores);
       } else if (heads == 2) {
-        ScoreCodes<2>(run.weights, shared, codes, padded, run.scale, scores);
+        ScoreCodes<2>(weights, shared, codes, padded, run.scale, scores);
       } else {
-        ScoreCodes<1>(run.weights, shared, codes, padded, run.scale, scores);
+        ScoreCodes<1>(weights, shared, codes, padded, run.scale, scores);
       }
       g += heads;
     }

@@ -21,7 +21,6 @@ struct PageScoreRun {
   // round the weights to 2^-16 of the head's largest, w: a score is then within 3 sqrt(head_dim) w
   // 2^-16 of the definition.
   const float* queries;           // [group, padded_head_dim]
-  float* weights;                 // [group, padded_head_dim], scratch
   const std::byte* const* stats;  // [pages] a head's statistics in a page (page_layout.h)
   int32_t pages;
   int32_t group;
