@@ -63,6 +63,9 @@ TEST_P(LogSums, CountTheTokensOfUniformAttention) {
 
 // Large scores: exp of one overflows float32, and a segment's largest is far from another's.
 TEST_P(LogSumsConformance, MatchRefWhereScoresAreLarge) {
+  // Keys that are read back of a boxed page may be rounded to bf16 on one side only.
+  const Tolerance tolerance =
+      IsBoxed(GetParam().format) ? Tolerance{0.0, 0x1p-8} : Tolerance{1e-5, 1e-5};
   for (const int32_t budget : {0, 608}) {
     LayerShape shape = Shape(budget);
     shape.rope = false;  // scores without rounding apart
@@ -83,7 +86,7 @@ TEST_P(LogSumsConformance, MatchRefWhereScoresAreLarge) {
     float largest = 0.0f;
     for (int32_t position = kLengths.prompt; position < kLengths.total; ++position) {
       const std::vector<float>& log_sums = want.row(0, position).log_sums;
-      EXPECT_TRUE(Near(got.row(0, position).log_sums, log_sums, {1e-5, 1e-5}))
+      EXPECT_TRUE(Near(got.row(0, position).log_sums, log_sums, tolerance))
           << shape << ", position " << position;
       largest = std::max(largest, *std::max_element(log_sums.begin(), log_sums.end()));
     }
