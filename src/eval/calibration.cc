@@ -15,6 +15,7 @@
 #include "eval/document_losses.h"
 #include "eval/random_stream.h"
 #include "model/head_ablation.h"
+#include "model/log_softmax.h"
 #include "sparse/head_ranking.h"
 
 namespace lserve {

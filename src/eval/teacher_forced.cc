@@ -6,18 +6,10 @@
 #include <utility>
 
 #include "engine/offline.h"
+#include "model/log_softmax.h"
 
 namespace lserve {
 namespace {
-
-double LogSumExp(std::span<const float> logits) {
-  const double top = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float logit : logits) {
-    sum += std::exp(static_cast<double>(logit) - top);
-  }
-  return top + std::log(sum);
-}
 
 std::ptrdiff_t MostLikely(std::span<const float> logits) {
   return std::max_element(logits.begin(), logits.end()) - logits.begin();
@@ -101,8 +93,8 @@ class Tracer {
       ASSIGN_OR_RETURN(const std::vector<float> logits, runner_.StepLogits(input, rows));
       for (int64_t i = 0; i < count && first + i + 1 < std::ssize(document_.tokens); ++i) {
         losses->push_back(
-            TokenLoss(std::span(logits).subspan(static_cast<size_t>(i) * vocab, vocab),
-                      document_.tokens[static_cast<size_t>(first + i + 1)]));
+            NegativeLogLikelihood(std::span(logits).subspan(static_cast<size_t>(i) * vocab, vocab),
+                                  document_.tokens[static_cast<size_t>(first + i + 1)]));
       }
       first += count;
       Report(first);
@@ -123,8 +115,8 @@ class Tracer {
                                        .token = document_.tokens[static_cast<size_t>(position)],
                                        .sample = false});
       ASSIGN_OR_RETURN(const std::vector<float> logits, runner_.StepLogits(input, first_row));
-      trace->loss.push_back(
-          Rounded(TokenLoss(logits, document_.tokens[static_cast<size_t>(position + 1)])));
+      trace->loss.push_back(Rounded(
+          NegativeLogLikelihood(logits, document_.tokens[static_cast<size_t>(position + 1)])));
       if (reference != nullptr) {
         const auto row = static_cast<size_t>(position - document_.decode_from);
         const std::span<const float> dense = std::span(*reference).subspan(row * vocab, vocab);
@@ -152,10 +144,6 @@ bool IsListOf(const Json* list, bool (Json::*is)() const noexcept) {
 }
 
 }  // namespace
-
-double TokenLoss(std::span<const float> logits, int32_t token) {
-  return LogSumExp(logits) - static_cast<double>(logits[static_cast<size_t>(token)]);
-}
 
 double KlDivergence(std::span<const float> p, std::span<const float> q) {
   CHECK_EQ(p.size(), q.size());

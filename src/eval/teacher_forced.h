@@ -49,8 +49,6 @@ Result<std::vector<ForcedTrace>> TraceDocument(const LoadedModel& model,
                                                const ForcedDocument& document,
                                                const EvalProgress& progress);
 
-// -log softmax(logits)[token] in nats.
-double TokenLoss(std::span<const float> logits, int32_t token);
 // KL(softmax(p) || softmax(q)) in nats, at least 0.
 double KlDivergence(std::span<const float> p, std::span<const float> q);
 

@@ -15,14 +15,6 @@ using ::testing::Each;
 using ::testing::HasSubstr;
 using ::testing::SizeIs;
 
-TEST(TokenLossTest, HandValues) {
-  const std::vector<float> logits = {0, std::log(3.0f), 0};  // probabilities 1/5, 3/5, 1/5
-  EXPECT_NEAR(TokenLoss(logits, 1), -std::log(0.6), 1e-6);
-  EXPECT_NEAR(TokenLoss(logits, 2), -std::log(0.2), 1e-6);
-  const std::vector<float> large = {1000, 1000};
-  EXPECT_NEAR(TokenLoss(large, 0), std::log(2.0), 1e-6);
-}
-
 TEST(KlDivergenceTest, HandValues) {
   const std::vector<float> even = {5, 5};
   const std::vector<float> odd = {0, std::log(3.0f)};  // 1/4, 3/4

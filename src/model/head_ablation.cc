@@ -1,8 +1,9 @@
 #include "model/head_ablation.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
+
+#include "model/log_softmax.h"
 
 namespace lserve {
 namespace {
@@ -34,15 +35,6 @@ auto RunOn(Stream& stream) {
 }
 
 }  // namespace
-
-double NegativeLogLikelihood(std::span<const float> logits, int32_t token) {
-  const double largest = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float logit : logits) {
-    sum += std::exp(logit - largest);
-  }
-  return std::log(sum) + largest - logits[static_cast<size_t>(token)];
-}
 
 HeadAblation::HeadAblation(Backend& backend, std::shared_ptr<const ModelWeights> weights,
                            const AblationOptions& options)

@@ -37,9 +37,6 @@ struct ScoredDocument {
   std::vector<int32_t> targets;  // their positions, ascending, the first above 0
 };
 
-// -log softmax(logits)[token] in nats, in double precision.
-double NegativeLogLikelihood(std::span<const float> logits, int32_t token);
-
 class HeadAblation {
  public:
   // The weights' heads lie in the checkpoint's order (HeadPlan::AllRetrieval). Errors:

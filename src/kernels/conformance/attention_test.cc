@@ -159,6 +159,7 @@ TEST_P(AttentionConformance, RandomScheduleMatchesRef) {
     SCOPED_TRACE(testing::Message() << "sequence " << key.first << ", position " << key.second);
     const RowRecord& other = got.record().at(key);
     ASSERT_TRUE(Near(other.output, row.output, tolerance));
+    ASSERT_TRUE(Near(other.log_sums, row.log_sums, tolerance)) << "log sums";
     ExpectSameSelection(other, row, shape, key.second);
     if (HasFailure()) {
       return;

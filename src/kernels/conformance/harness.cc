@@ -108,6 +108,7 @@ void DeviceArray<T>::Poison() {
 }
 
 template class DeviceArray<float>;
+template class DeviceArray<int64_t>;
 template class DeviceArray<int32_t>;
 template class DeviceArray<uint8_t>;
 template class DeviceArray<PrefillChunk>;
@@ -287,7 +288,11 @@ testing::AssertionResult Identical(const Record& got, const Record& want) {
     if (testing::AssertionResult same = Identical(found->second.output, row.output); !same) {
       return same << " in sequence " << key.first << ", position " << key.second;
     }
-    if (found->second.lists != row.lists || found->second.all != row.all) {
+    if (testing::AssertionResult same = Identical(found->second.log_sums, row.log_sums); !same) {
+      return same << " in the log sums of sequence " << key.first << ", position " << key.second;
+    }
+    if (found->second.lists != row.lists || found->second.all != row.all ||
+        found->second.made != row.made) {
       return testing::AssertionFailure()
              << "other units in sequence " << key.first << ", position " << key.second;
     }

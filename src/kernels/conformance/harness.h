@@ -143,6 +143,7 @@ struct LayerShape {
   bool norms = false;
   PageScore score = PageScore::kMinMax;   // where there is a budget
   KvFormat format = KvFormat::kBFloat16;  // of closed retrieval pages; float32 holds kFloat32
+  bool rope = true;  // false: no rotation, so without norms q and k are in every backend what came
 
   int32_t kv_heads() const { return retrieval_heads + streaming_heads; }
   int32_t q_heads() const { return kv_heads() * group; }
@@ -179,8 +180,10 @@ std::vector<Step> PlainSchedule(const std::vector<SequenceLengths>& sequences, i
 // What one row got.
 struct RowRecord {
   std::vector<float> output;                // [q_heads, head_dim]
+  std::vector<float> log_sums;              // decode rows: [q_heads]
   std::vector<std::vector<int32_t>> lists;  // decode rows with selection: a list each head
   std::vector<bool> all;                    // whether the count was -1
+  std::vector<bool> made;                   // whether the list was made for this row
   std::vector<std::vector<float>> scores;   // as in SelectUnitsParams; NaN where not computed
 };
 // By (sequence, position).
@@ -267,8 +270,9 @@ class Layer {
   Batch batch_;
   DeviceArray<uint8_t> pages_, open_, ring_, chunk_, retrieval_chunk_;
   DeviceArray<int32_t> table_, ring_table_, prompt_tokens_, units_, unit_counts_;
-  DeviceArray<float> angles_, scores_, frequencies_;
-  ActivationArray qkv_, q_, output_, bias_, norm_;
+  DeviceArray<int64_t> lists_made_;
+  DeviceArray<float> angles_, scores_, frequencies_, log_sums_;
+  ActivationArray qkv_, q_, output_, bias_, norm_, list_queries_;
 };
 
 // ---- Comparison

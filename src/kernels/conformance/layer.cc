@@ -38,11 +38,11 @@ int32_t Capacity(const LayerShape& shape) {
   return shape.policy.token_budget / shape.policy.unit_tokens;
 }
 
-std::vector<float> Frequencies(int32_t head_dim) {
-  std::vector<float> frequencies;
-  for (int32_t d = 0; d < head_dim / 2; ++d) {
-    frequencies.push_back(
-        static_cast<float>(std::pow(10000.0, -2.0 * d / static_cast<double>(head_dim))));
+std::vector<float> Frequencies(const LayerShape& shape) {
+  std::vector<float> frequencies(static_cast<size_t>(shape.head_dim / 2), 0.0f);
+  for (size_t d = 0; shape.rope && d < frequencies.size(); ++d) {
+    frequencies[d] = static_cast<float>(
+        std::pow(10000.0, -2.0 * static_cast<double>(d) / static_cast<double>(shape.head_dim)));
   }
   return frequencies;
 }
@@ -60,8 +60,8 @@ std::ostream& operator<<(std::ostream& out, const LayerShape& shape) {
              << " streaming heads of " << shape.head_dim << ", group " << shape.group << ", window "
              << shape.sink_tokens << " + " << shape.local_tokens << ", budget "
              << shape.policy.token_budget << " in units of " << shape.policy.unit_tokens
-             << ", reuse interval " << shape.policy.reuse_interval
-             << (shape.score == PageScore::kSketch ? ", sketch" : "")
+             << ", reuse interval " << shape.policy.reuse_interval << ", reuse distance "
+             << shape.policy.reuse_distance << (shape.score == PageScore::kSketch ? ", sketch" : "")
              << (shape.format == KvFormat::kInt8   ? ", int8"
                  : shape.format == KvFormat::kInt4 ? ", int4"
                                                    : "");
@@ -178,20 +178,25 @@ Layer::Layer(Backend& backend, const LayerShape& shape, DType dtype, TokenData d
       prompt_tokens_(backend, kSlots),
       units_(backend, int64_t{kSlots} * ListStride(shape) * Capacity(shape)),
       unit_counts_(backend, int64_t{kSlots} * ListStride(shape)),
+      lists_made_(backend, int64_t{kSlots} * ListStride(shape)),
       angles_(backend, int64_t{kMaxRows + kRowSlack} * shape.head_dim),
       scores_(backend, int64_t{kMaxRows} * shape.retrieval_heads * max_pages_ *
                            (kPageTokens / shape.policy.unit_tokens)),
-      frequencies_(backend, Frequencies(shape.head_dim)),
+      frequencies_(backend, Frequencies(shape)),
+      log_sums_(backend, int64_t{kMaxRows + kRowSlack} * shape.q_heads()),
       qkv_(backend, dtype, int64_t{kMaxRows + kRowSlack} * shape.qkv_columns()),
       q_(backend, dtype, int64_t{kMaxRows + kRowSlack} * shape.q_heads() * shape.head_dim),
       output_(backend, dtype, int64_t{kMaxRows + kRowSlack} * shape.q_heads() * shape.head_dim),
       bias_(backend, dtype, shape.qkv_columns()),
-      norm_(backend, dtype, 2 * shape.head_dim) {
+      norm_(backend, dtype, 2 * shape.head_dim),
+      list_queries_(backend, dtype,
+                    int64_t{kSlots} * ListStride(shape) * shape.group * shape.head_dim) {
   for (DeviceArray<uint8_t>* pool : {&pages_, &open_, &ring_, &chunk_}) {
     pool->Poison();
   }
   unit_counts_.Upload(std::vector<int32_t>(static_cast<size_t>(unit_counts_.size()), kUntouched));
   units_.Upload(std::vector<int32_t>(static_cast<size_t>(units_.size()), kUntouched));
+  lists_made_.Upload(std::vector<int64_t>(static_cast<size_t>(lists_made_.size()), 0));
   bias_.Upload(NormalVector(shape.qkv_columns(), 77, 0.5f));
   std::vector<float> norm = NormalVector(2 * int64_t{shape.head_dim}, 78, 0.1f);
   for (float& weight : norm) {
@@ -225,7 +230,10 @@ UnitLists Layer::lists() const {
   if (shape_.policy.token_budget == 0) {
     return {};
   }
-  return {units_.data(), unit_counts_.data(), ListStride(shape_), kFirstList, Capacity(shape_)};
+  return {units_.data(),      unit_counts_.data(),
+          ListStride(shape_), kFirstList,
+          Capacity(shape_),   shape_.policy.reuse_distance > 0.0f ? list_queries_.data() : nullptr,
+          lists_made_.data()};
 }
 
 Layer::Sequence& Layer::Start(int32_t sequence) {
@@ -318,6 +326,7 @@ void Layer::Run(const Step& step) {
   qkv_.Upload(qkv);
   q_.Poison();
   output_.Poison();
+  log_sums_.Poison();
   chunk_.Poison();
   retrieval_chunk_.Poison();
 
@@ -356,6 +365,7 @@ void Layer::Run(const Step& step) {
     attend.dtype = dtype_;
     attend.q_heads = shape_.q_heads();
     attend.group = shape_.group;
+    attend.log_sums = log_sums_.data();
     RunOp(backend_, *stream_, ops.attend_decode, attend);
     AttendPrefill(step);
     const int64_t columns = int64_t{shape_.q_heads()} * shape_.head_dim;
@@ -364,6 +374,10 @@ void Layer::Run(const Step& step) {
     for (size_t i = 0; i < rows.size(); ++i) {
       const auto first = output.begin() + static_cast<int64_t>(i) * columns;
       record_[rows[i]].output.assign(first, first + columns);
+    }
+    for (size_t i = 0; i < decode.size(); ++i) {
+      record_[rows[i]].log_sums =
+          log_sums_.Download(static_cast<int64_t>(i) * shape_.q_heads(), shape_.q_heads());
     }
   }
   RunOp(backend_, *stream_, ops.append_streaming,
@@ -386,7 +400,9 @@ void Layer::Select(const std::vector<int32_t>& decode) {
   select.dtype = dtype_;
   select.q_heads = shape_.q_heads();
   select.group = shape_.group;
+  const std::vector<int64_t> made_before = lists_made_.Download();
   RunOp(backend_, *stream_, backend_.ops().select_units, select);
+  const std::vector<int64_t> made_after = lists_made_.Download();
 
   const int64_t max_units = int64_t{max_pages_} * kPageTokens / shape_.policy.unit_tokens;
   for (size_t row = 0; row < decode.size(); ++row) {
@@ -397,7 +413,10 @@ void Layer::Select(const std::vector<int32_t>& decode) {
     for (int32_t head = 0; head < shape_.retrieval_heads; ++head) {
       const int64_t index = int64_t{sequence.slot} * ListStride(shape_) + kFirstList + head;
       const int32_t count = unit_counts_.Download(index, 1)[0];
+      const int64_t made = made_after[static_cast<size_t>(index)];
       record.all.push_back(count < 0);
+      record.made.push_back(made != made_before[static_cast<size_t>(index)]);
+      EXPECT_EQ(made, made_before[static_cast<size_t>(index)] + (record.made.back() ? 1 : 0));
       record.lists.push_back(count <= 0 ? std::vector<int32_t>{}
                                         : units_.Download(index * Capacity(shape_), count));
       record.scores.push_back(scores_.Download(
@@ -413,8 +432,11 @@ void Layer::Select(const std::vector<int32_t>& decode) {
       }
     }
     for (const int32_t other : {0, 1, kFirstList + shape_.retrieval_heads}) {
-      EXPECT_EQ(unit_counts_.Download(sequence.slot * ListStride(shape_) + other, 1)[0], kUntouched)
+      const int64_t index = int64_t{sequence.slot} * ListStride(shape_) + other;
+      EXPECT_EQ(unit_counts_.Download(index, 1)[0], kUntouched)
           << "the lists of another layer were written";
+      EXPECT_EQ(made_after[static_cast<size_t>(index)], 0)
+          << "the lists of another layer were counted";
     }
   }
 }
