@@ -34,8 +34,10 @@ endif()
 # The oldest machine the program starts on; faster instructions are chosen at run time (Highway,
 # target attributes), never by per-file flags.
 add_library(lserve_options INTERFACE)
+set(LSERVE_WARNINGS -Wall -Wextra -Wshadow -Wconversion -Werror)
+set(LSERVE_HOST_OPTIONS -march=x86-64-v2 ${LSERVE_WARNINGS} -fno-math-errno)
 target_compile_options(lserve_options INTERFACE
-  -march=x86-64-v2 -Wall -Wextra -Wshadow -Wconversion -Werror -fno-math-errno)
+  "$<$<COMPILE_LANGUAGE:CXX>:${LSERVE_HOST_OPTIONS}>")
 target_include_directories(lserve_options INTERFACE "${CMAKE_SOURCE_DIR}/src")
 target_compile_definitions(lserve_options INTERFACE BOOST_ASIO_NO_DEPRECATED)
 if(LSERVE_SANITIZE)

@@ -1,0 +1,101 @@
+#include "kernels/cuda/cuda_linear.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace lserve::cuda {
+namespace {
+
+constexpr int32_t kSiluRows = 8;                   // rows of the gate before as many of up
+constexpr int64_t kPackBytes = int64_t{32} << 20;  // of host memory while packing
+
+constexpr int64_t RoundUp(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+template <typename T>
+void RoundRow(const void* data, int64_t first, int64_t count, BFloat16* output) {
+  const T* from = static_cast<const T*>(data) + first;
+  std::transform(from, from + count, output, [](T x) { return ToBFloat16(ToFloat(x)); });
+}
+
+// Row `row` of a checkpoint's matrix in bf16.
+void ConvertRow(const LinearWeight& weight, int64_t row, BFloat16* output) {
+  const int64_t depth = weight.in_features;
+  switch (weight.dtype) {
+    case DType::kBFloat16:
+      std::memcpy(output, static_cast<const BFloat16*>(weight.data) + row * depth,
+                  static_cast<size_t>(depth) * sizeof(BFloat16));
+      break;
+    case DType::kFloat16: RoundRow<Float16>(weight.data, row * depth, depth, output); break;
+    default: RoundRow<float>(weight.data, row * depth, depth, output); break;
+  }
+}
+
+}  // namespace
+
+Result<std::unique_ptr<CudaLinear>> CudaLinear::Make(const LinearWeight& weight, bool fused_silu,
+                                                     CudaStream& stream) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 128;
+  if (weight.data == nullptr || weight.out_features < 1 || weight.in_features < 1 ||
+      weight.out_features > kMost || weight.in_features > kMost) {
+    return InvalidArgument("a weight of shape [{}, {}] cannot be packed", weight.out_features,
+                           weight.in_features);
+  }
+  if (weight.dtype != DType::kBFloat16 && weight.dtype != DType::kFloat16 &&
+      weight.dtype != DType::kFloat32) {
+    return InvalidArgument("a weight of {} cannot be packed", DTypeName(weight.dtype));
+  }
+  if (fused_silu && weight.out_features % 2 != 0) {
+    return InvalidArgument("gate and up together have {} rows, must be even", weight.out_features);
+  }
+  std::unique_ptr<CudaLinear> linear(new CudaLinear(weight, fused_silu));
+  ASSIGN_OR_RETURN(linear->data_,
+                   AllocateZeroed(int64_t{linear->packed_rows_} * linear->padded_depth_ *
+                                      static_cast<int64_t>(sizeof(BFloat16)),
+                                  stream.get()));
+  linear->Pack(weight, stream);
+  RETURN_IF_ERROR(stream.Synchronize());
+  return linear;
+}
+
+CudaLinear::CudaLinear(const LinearWeight& weight, bool fused_silu)
+    : PackedLinear(weight.out_features, weight.in_features),
+      fused_silu_(fused_silu),
+      packed_rows_(static_cast<int32_t>(fused_silu
+                                            ? 2 * RoundUp(weight.out_features / 2, kSiluRows)
+                                            : RoundUp(weight.out_features, kLinearRowMultiple))),
+      padded_depth_(static_cast<int32_t>(RoundUp(weight.in_features, kLinearDepthMultiple))) {}
+
+int64_t CudaLinear::SourceRow(int32_t row) const {
+  if (!fused_silu_) {
+    return row < out_features() ? row : -1;
+  }
+  const int64_t half = out_features() / 2;
+  const int64_t column = int64_t{row / (2 * kSiluRows)} * kSiluRows + row % kSiluRows;
+  if (column >= half) {
+    return -1;
+  }
+  return row % (2 * kSiluRows) < kSiluRows ? column : half + column;
+}
+
+void CudaLinear::Pack(const LinearWeight& weight, CudaStream& stream) const {
+  const int64_t row_bytes = int64_t{padded_depth_} * static_cast<int64_t>(sizeof(BFloat16));
+  const auto block_rows =
+      static_cast<int32_t>(std::clamp<int64_t>(kPackBytes / row_bytes, 1, packed_rows_));
+  std::vector<BFloat16> block(static_cast<size_t>(int64_t{block_rows} * padded_depth_));
+  for (int32_t first = 0; first < packed_rows_; first += block_rows) {
+    const int32_t rows = std::min(block_rows, packed_rows_ - first);
+    std::fill(block.begin(), block.end(), BFloat16{0});
+    for (int32_t row = 0; row < rows; ++row) {
+      if (const int64_t source = SourceRow(first + row); source >= 0) {
+        ConvertRow(weight, source, block.data() + int64_t{row} * padded_depth_);
+      }
+    }
+    stream.CopyToDevice(data_.data() + first * row_bytes, block.data(), rows * row_bytes);
+  }
+}
+
+}  // namespace lserve::cuda

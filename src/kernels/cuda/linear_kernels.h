@@ -1,0 +1,34 @@
+// The kernels of linear layers and their arguments. Host functions, used by one thread at a time.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "kernels/ops.h"
+
+namespace lserve::cuda {
+
+// output = epilogue(input * weight^T), with the weight as CudaLinear packs it.
+struct LinearArguments {
+  const int32_t* counts;        // of the batch
+  const __nv_bfloat16* input;   // [rows, depth]
+  const __nv_bfloat16* weight;  // [packed_rows, padded_depth]
+  const __nv_bfloat16* bias;    // [columns] under kBias
+  void* output;                 // [rows, columns]
+  int32_t depth;
+  int32_t padded_depth;
+  int32_t packed_rows;
+  int32_t columns;
+  int32_t max_rows;  // of the kind that the kernel computes
+  Epilogue epilogue;
+  RowSet rows;
+};
+
+// The decode rows, or the logit rows, which are computed alike (linear_rows.cu).
+void LinearRows(const LinearArguments& arguments, DType output_dtype, cudaStream_t stream);
+// The prefill rows (linear_tiles.cu).
+void LinearTiles(const LinearArguments& arguments, DType output_dtype, cudaStream_t stream);
+
+}  // namespace lserve::cuda
