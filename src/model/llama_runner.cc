@@ -263,8 +263,22 @@ void LlamaRunner::ForEachAttentionOp(Pass pass, size_t layer, Visitor&& visit) c
   }
 }
 
+BatchView LlamaRunner::BatchOf(Pass pass) const {
+  BatchView batch = batch_;
+  if (pass != Pass::kMixed) {
+    batch.max_rows = batch.max_decode_rows;
+    batch.max_chunks = 0;
+    batch.max_logit_rows = std::min(batch.max_logit_rows, batch.max_rows);
+  }
+  return batch;
+}
+
 template <typename Visitor>
-void LlamaRunner::ForEachOp(Pass pass, bool sample, Visitor&& visit) const {
+void LlamaRunner::ForEachOp(Pass pass, bool sample, Visitor&& visit_op) const {
+  const auto visit = [&, batch = BatchOf(pass)](const auto& op, auto params) {
+    params.batch = batch;
+    visit_op(op, params);
+  };
   forward_.VisitEmbedding(last_token_.As<int32_t>(), visit);
   for (size_t layer = 0; layer < weights_->layers.size(); ++layer) {
     forward_.VisitLayer(
@@ -287,8 +301,10 @@ void LlamaRunner::ForEachOp(Pass pass, bool sample, Visitor&& visit) const {
 }
 
 Status LlamaRunner::Capture() {
-  RETURN_IF_ERROR(
-      forward_.Prepare([&](const auto& visit) { ForEachOp(Pass::kMixed, true, visit); }));
+  RETURN_IF_ERROR(forward_.Prepare([&](const auto& visit) {
+    ForEachOp(Pass::kMixed, true, visit);
+    ForEachOp(Pass::kDecode, true, visit);
+  }));
   const auto capture = [&](Pass pass, bool sample) {
     stream_->BeginCapture();
     ForEachOp(pass, sample, [&](const auto& op, const auto& params) { op.run(*stream_, params); });

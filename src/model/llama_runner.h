@@ -77,8 +77,10 @@ class LlamaRunner : public Runner {
   Status Capture();
   // Calls visit(op, params) for the operations of a step, in their order.
   enum class Pass { kDecode, kMixed, kAuditedDecode };
+  // The batch with the upper bounds of a pass: without prompt rows, kernels need not look for them.
+  BatchView BatchOf(Pass pass) const;
   template <typename Visitor>
-  void ForEachOp(Pass pass, bool sample, Visitor&& visit) const;
+  void ForEachOp(Pass pass, bool sample, Visitor&& visit_op) const;
   template <typename Visitor>
   void ForEachAttentionOp(Pass pass, size_t layer, Visitor&& visit) const;
 

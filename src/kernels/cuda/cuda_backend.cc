@@ -98,13 +98,18 @@ class CudaBackend : public Backend {
 
 // The first GPU, if the kernels of this program run on it.
 Result<DeviceFacts> FindDevice() {
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
+    return FailedPrecondition("no NVIDIA driver is installed");
+  }
   int devices = 0;
-  const cudaError_t counted = cudaGetDeviceCount(&devices);
-  if (counted != cudaSuccess || devices == 0) {
-    cudaGetLastError();
-    return FailedPrecondition("no NVIDIA GPU can be used: {}", counted == cudaSuccess
-                                                                   ? "there is none"
-                                                                   : cudaGetErrorString(counted));
+  if (const cudaError_t error = cudaGetDeviceCount(&devices); error != cudaSuccess) {
+    cudaGetLastError();  // not an error of the next launch
+    return FailedPrecondition("no NVIDIA GPU can be used with a driver for CUDA {}.{}: {}",
+                              driver / 1000, driver % 1000 / 10, cudaGetErrorString(error));
+  }
+  if (devices == 0) {
+    return FailedPrecondition("there is no NVIDIA GPU");
   }
   RETURN_IF_ERROR(StatusOf(cudaSetDevice(0), "the first GPU"));
   cudaDeviceProp properties;

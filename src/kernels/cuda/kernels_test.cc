@@ -1,0 +1,198 @@
+// Linear layers and sampling at sizes that the conformance tests, which run them on the scalar
+// backend too, are too slow for.
+#include <cmath>
+#include <random>
+
+#include "kernels/cuda/test_util.h"
+
+namespace lserve::cuda {
+namespace {
+
+class CudaKernelsTest : public CudaTest {};
+
+// A value in [-1, 1] that depends on its index alone, cheap enough for millions.
+float ValueAt(uint64_t seed, int64_t index) {
+  uint64_t x = seed * 0x9E3779B97F4A7C15u + static_cast<uint64_t>(index);
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  return static_cast<float>(static_cast<int32_t>(x >> 40)) * 0x1p-23f - 1.0f;
+}
+
+std::vector<BFloat16> Values(uint64_t seed, int64_t count) {
+  std::vector<BFloat16> values(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) {
+    values[static_cast<size_t>(i)] = ToBFloat16(ValueAt(seed, i));
+  }
+  return values;
+}
+
+struct LinearCase {
+  int32_t n, k;
+  Epilogue epilogue;
+  DType output_dtype;
+};
+
+// Shapes of real layers, of which a sample of the outputs is computed in double.
+TEST_F(CudaKernelsTest, LinearLayersOfRealShapes) {
+  constexpr int32_t kMaxRows = 700;
+  TestBatch batch(*backend_, *stream_, kMaxRows);
+  for (const LinearCase& c : {LinearCase{1536, 4096, Epilogue::kBias, DType::kBFloat16},
+                              LinearCase{4096, 2056, Epilogue::kResidual, DType::kBFloat16},
+                              LinearCase{2 * 3000, 1024, Epilogue::kSiluMul, DType::kBFloat16},
+                              LinearCase{32003, 264, Epilogue::kNone, DType::kFloat32},
+                              LinearCase{520, 1030, Epilogue::kNone, DType::kBFloat16}}) {
+    const int32_t columns = c.epilogue == Epilogue::kSiluMul ? c.n / 2 : c.n;
+    const std::vector<BFloat16> weight = Values(1, int64_t{c.n} * c.k);
+    const std::vector<BFloat16> input = Values(2, int64_t{kMaxRows} * c.k);
+    const std::vector<BFloat16> bias = Values(3, c.n);
+    const std::vector<BFloat16> before = Values(4, int64_t{kMaxRows} * columns);
+    const std::unique_ptr<PackedLinear> packed =
+        backend_
+            ->PackLinear({weight.data(), DType::kBFloat16, c.n, c.k}, DType::kBFloat16,
+                         c.epilogue == Epilogue::kSiluMul)
+            .value();
+    const Buffer device_input = Upload(input);
+    const Buffer device_bias = Upload(bias);
+    const auto as_double = [](BFloat16 x) { return static_cast<double>(ToFloat(x)); };
+    for (const auto& [decode, prefill] :
+         std::vector<std::pair<int32_t, int32_t>>{{1, 0}, {19, 681}, {45, 0}, {0, 129}}) {
+      batch.Set(decode, prefill);
+      const Buffer output = Upload(std::vector<uint8_t>(
+          static_cast<size_t>((int64_t{kMaxRows} + kRowSlack) * columns * 4), 0xFF));
+      if (c.epilogue == Epilogue::kResidual) {
+        backend_->CopyToDevice(output.data(), before.data(), std::ssize(before) * 2, *stream_);
+      }
+      LinearParams params{};
+      params.batch = batch.view();
+      params.rows = RowSet::kBatch;
+      params.weight = packed.get();
+      params.input = device_input.data();
+      params.output = output.data();
+      params.bias = c.epilogue == Epilogue::kBias ? device_bias.data() : nullptr;
+      params.dtype = DType::kBFloat16;
+      params.output_dtype = c.output_dtype;
+      params.epilogue = c.epilogue;
+      const Buffer workspace =
+          backend_->Allocate(backend_->ops().linear.workspace_bytes(params)).value();
+      params.workspace = workspace.data();
+      ASSERT_EQ(Validate(params).message(), "");
+      backend_->ops().linear.run(*stream_, params);
+
+      std::mt19937 random(5);
+      const auto product = [&](int64_t row, int64_t column) {
+        double sum = 0.0;
+        for (int64_t i = 0; i < c.k; ++i) {
+          sum += as_double(input[static_cast<size_t>(row * c.k + i)]) *
+                 as_double(weight[static_cast<size_t>(column * c.k + i)]);
+        }
+        return sum;
+      };
+      for (int32_t row = 0; row < decode + prefill; row += row < decode ? 1 : 37) {
+        std::vector<float> got;
+        if (c.output_dtype == DType::kFloat32) {
+          got = Download<float>(output, columns, int64_t{row} * columns);
+        } else {
+          for (const BFloat16 x : Download<BFloat16>(output, columns, int64_t{row} * columns)) {
+            got.push_back(ToFloat(x));
+          }
+        }
+        for (const float x : got) {
+          ASSERT_TRUE(std::isfinite(x)) << "row " << row;
+        }
+        for (int32_t sample = 0; sample < 12; ++sample) {
+          const int32_t column = sample == 0   ? 0
+                                 : sample == 1 ? columns - 1
+                                               : static_cast<int32_t>(random() % columns);
+          double want = product(row, column);
+          if (c.epilogue == Epilogue::kSiluMul) {
+            want = want / (1.0 + std::exp(-want)) * product(row, columns + column);
+          } else if (c.epilogue == Epilogue::kBias) {
+            want += as_double(bias[static_cast<size_t>(column)]);
+          } else if (c.epilogue == Epilogue::kResidual) {
+            want += as_double(before[static_cast<size_t>(int64_t{row} * columns + column)]);
+          }
+          // A sum of k products of uniform numbers is sqrt(k) / 3 or so.
+          const double scale = std::sqrt(static_cast<double>(c.k)) / 3.0;
+          const double rounding = c.output_dtype == DType::kFloat32 ? 0x1p-18 : 0x1p-8;
+          const double size = c.epilogue == Epilogue::kSiluMul ? scale * scale : scale;
+          EXPECT_NEAR(static_cast<double>(got[static_cast<size_t>(column)]), want,
+                      rounding * std::abs(want) + 0x1p-17 * size)
+              << c.n << " x " << c.k << ", epilogue " << static_cast<int>(c.epilogue) << ", row "
+              << row << " of " << decode << " and " << prefill << ", column " << column;
+        }
+      }
+    }
+  }
+}
+
+// The tokens that `ref` draws, from a vocabulary of a real size.
+TEST_F(CudaKernelsTest, SamplesFromALargeVocabulary) {
+  constexpr int32_t kRows = 16;
+  constexpr int32_t kVocabulary = 128'256;
+  const std::unique_ptr<Backend> ref = MakeRefBackend(BackendOptions{}).value();
+  const std::unique_ptr<Stream> ref_stream = ref->MakeStream();
+  std::mt19937_64 random(3);
+  std::normal_distribution<float> normal(0.0f, 2.0f);
+  std::vector<float> logits(size_t{kRows} * kVocabulary);
+  for (float& logit : logits) {
+    logit = std::round(normal(random) * 64.0f) / 64.0f;  // many are equal
+  }
+  std::vector<SlotSampling> settings;
+  for (int32_t slot = 0; slot < kRows; ++slot) {
+    SlotSampling s{};
+    s.temperature = slot == 0 ? 0.0f : slot % 4 == 1 ? 0.3f : 1.0f;
+    s.top_p = slot % 2 == 0 ? 0.9f : 1.0f;
+    s.min_p = slot % 5 == 2 ? 0.02f : 0.0f;
+    s.top_k = slot % 3 == 0 ? 50 : 0;
+    s.repetition_penalty = slot > 8 ? 1.2f : 1.0f;
+    s.penalties = slot > 8 ? 1 : 0;
+    s.seed = random();
+    settings.push_back(s);
+  }
+  std::vector<uint8_t> seen(logits.size());
+  for (size_t i = 0; i < seen.size(); ++i) {
+    seen[i] = i % 11 == 0;
+  }
+  std::vector<int32_t> tokens[2];
+  for (int i = 0; i < 2; ++i) {
+    Backend& backend = i == 0 ? *ref : *backend_;
+    Stream& stream = i == 0 ? *ref_stream : *stream_;
+    TestBatch batch(backend, stream, kRows);
+    batch.Set(kRows, 0, kRows);
+    const auto upload = [&](const auto& values) {
+      const auto bytes = static_cast<int64_t>(values.size() * sizeof(values[0]));
+      Buffer buffer = backend.Allocate(bytes).value();
+      backend.CopyToDevice(buffer.data(), values.data(), bytes, stream);
+      return buffer;
+    };
+    const Buffer device_logits = upload(logits);
+    const Buffer device_settings = upload(settings);
+    const Buffer device_seen = upload(seen);
+    const Buffer counts = upload(std::vector<int32_t>(logits.size(), 0));
+    const Buffer last_token = upload(std::vector<int32_t>(kRows, -1));
+    const Buffer sampled = upload(std::vector<int32_t>(kRows, -1));
+    SampleParams params{};
+    params.batch = batch.view();
+    params.logits = device_logits.As<float>();
+    params.sampling = device_settings.As<SlotSampling>();
+    params.token_counts = counts.As<int32_t>();
+    params.prompt_seen = device_seen.As<uint8_t>();
+    params.last_token = last_token.As<int32_t>();
+    params.sampled = sampled.As<int32_t>();
+    params.vocab_size = kVocabulary;
+    backend.ops().sample.run(stream, params);
+    tokens[i].resize(kRows);
+    backend.CopyToHost(tokens[i].data(), sampled.data(), kRows * 4, stream);
+    ASSERT_EQ(stream.Synchronize().message(), "");
+  }
+  // A draw may fall on the other side of a rounded sum.
+  int32_t differing = 0;
+  for (size_t i = 0; i < kRows; ++i) {
+    differing += tokens[0][i] == tokens[1][i] ? 0 : 1;
+  }
+  EXPECT_LE(differing, 1);
+  EXPECT_EQ(tokens[0][0], tokens[1][0]) << "greedy";
+}
+
+}  // namespace
+}  // namespace lserve::cuda
