@@ -1,0 +1,87 @@
+// What every kernel file of the CUDA backend needs: launch checks, row counts, bf16 arithmetic,
+// reductions. Device functions, and host functions that only ask the CUDA runtime.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "base/check.h"
+#include "kernels/ops.h"
+
+namespace lserve::cuda {
+
+inline constexpr int32_t kWarpThreads = 32;
+
+// After every launch; the error of an earlier kernel that failed shows here too.
+inline void CheckLaunch(const char* op) {
+  const cudaError_t error = cudaGetLastError();
+  CHECK_MSG(error == cudaSuccess, "{}: {}", op, cudaGetErrorString(error));
+}
+
+constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// ---- Rows
+
+__device__ inline int32_t BatchRows(const BatchView& batch) {
+  return batch.counts[kDecodeRows] + batch.counts[kPrefillRows];
+}
+
+// Rows [0, rows) that an operation works on, and the most that there can be.
+__device__ inline int32_t RowsOf(const BatchView& batch, RowSet rows) {
+  return rows == RowSet::kLogits ? batch.counts[kLogitRows] : BatchRows(batch);
+}
+inline int32_t MaxRowsOf(const BatchView& batch, RowSet rows) {
+  return rows == RowSet::kLogits ? batch.max_logit_rows : batch.max_rows;
+}
+
+// ---- bf16, eight to 16 bytes
+
+__device__ inline void Unpack8(const uint4& packed, float (&x)[8]) {
+  const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x[2 * i] = __uint_as_float(words[i] << 16);
+    x[2 * i + 1] = __uint_as_float(words[i] & 0xFFFF0000u);
+  }
+}
+
+__device__ inline uint32_t Pack2(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return uint32_t{__bfloat16_as_ushort(pair.x)} | uint32_t{__bfloat16_as_ushort(pair.y)} << 16;
+}
+
+__device__ inline uint4 Pack8(const float (&x)[8]) {
+  return {Pack2(x[0], x[1]), Pack2(x[2], x[3]), Pack2(x[4], x[5]), Pack2(x[6], x[7])};
+}
+
+// ---- Reductions, in a fixed order
+
+__device__ inline float WarpSum(float x) {
+#pragma unroll
+  for (int32_t offset = kWarpThreads / 2; offset > 0; offset /= 2) {
+    x += __shfl_xor_sync(0xFFFFFFFFu, x, offset);
+  }
+  return x;
+}
+
+// The sum over the block, for every thread; kThreads is the block's size.
+template <int32_t kThreads>
+__device__ float BlockSum(float x) {
+  constexpr int32_t kWarps = kThreads / kWarpThreads;
+  __shared__ float partial[kWarps];
+  x = WarpSum(x);
+  if (threadIdx.x % kWarpThreads == 0) {
+    partial[threadIdx.x / kWarpThreads] = x;
+  }
+  __syncthreads();
+  float sum = 0.0f;
+#pragma unroll
+  for (int32_t warp = 0; warp < kWarps; ++warp) {
+    sum += partial[warp];
+  }
+  return sum;
+}
+
+}  // namespace lserve::cuda
