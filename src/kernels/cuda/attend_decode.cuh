@@ -12,8 +12,8 @@
 //
 // Codes of boxed pages are multiplied as they are: q k = q (lo + step / 2) + (q step) c, and
 // sum_t p_t v_t = sum_t (p_t scale_t) c_t + sum_t p_t zero_t. Four bits c become the bf16 number
-// 16 + c by a shift and a logical operation; what the 16 adds is subtracted from the sum. Eight bits
-// are two such products.
+// 16 + c by a shift and a logical operation; what the 16 adds is subtracted from the sum. Eight
+// bits are two such products.
 #pragma once
 
 #include <cmath>
@@ -28,10 +28,10 @@ namespace lserve::cuda {
 
 inline constexpr int32_t kDecodeThreads = 128;
 inline constexpr int32_t kDecodeWarps = kDecodeThreads / kWarpLanes;
-inline constexpr int32_t kDecodeQueries = 8;   // of a group, in one item
-inline constexpr int32_t kDecodeBatch = 128;   // units whose places are looked up at once
-inline constexpr int32_t kRecordOutput = 4;    // floats before a record's output
-inline constexpr int32_t kMaxSegments = 256;   // of one row and KV head
+inline constexpr int32_t kDecodeQueries = 8;     // of a group, in one item
+inline constexpr int32_t kDecodeBatch = 128;     // units whose places are looked up at once
+inline constexpr int32_t kRecordOutput = 4;      // floats before a record's output
+inline constexpr int32_t kMaxSegments = 256;     // of one row and KV head
 inline constexpr int32_t kWantedSegments = 512;  // of all KV heads of a row
 inline constexpr int32_t kLeastSegmentUnits = 4;
 inline constexpr int32_t kUnbounded = 0x3FFFFFFF;
@@ -83,8 +83,7 @@ struct DecodeShape {
 // Where the record of (row, query head, segment) lies; maxima are of scores in powers of two.
 __device__ inline float* DecodeRecord(const AttendDecodeParams& params, const DecodeShape& shape,
                                       int32_t row, int32_t q_head, int32_t segment) {
-  const int64_t index =
-      (int64_t{row} * params.q_heads + q_head) * shape.max_segments + segment;
+  const int64_t index = (int64_t{row} * params.q_heads + q_head) * shape.max_segments + segment;
   return static_cast<float*>(params.workspace) + index * shape.record_floats;
 }
 
@@ -168,7 +167,7 @@ struct DecodeStages {
   static constexpr int32_t kMergeBytes =
       kDecodeWarps * kDecodeQueries * (2 + kOutputStride) * static_cast<int32_t>(sizeof(float));
   static constexpr int32_t kBytes =
-      kDecodeWarps * kWarpBytes > kMergeBytes ? kDecodeWarps * kWarpBytes : kMergeBytes;
+      kDecodeWarps * kWarpBytes > kMergeBytes ? kDecodeWarps* kWarpBytes : kMergeBytes;
 };
 
 // One warp's attention over its units of a segment. kBits: of boxed codes, 0 without them. A padded
@@ -266,8 +265,8 @@ class DecodeWarp {
         state[1] = sum_[e];
       }
     }
-    float* outputs = merge + kDecodeWarps * kDecodeQueries * 2 +
-                     warp * kDecodeQueries * Stages::kOutputStride;
+    float* outputs =
+        merge + kDecodeWarps * kDecodeQueries * 2 + warp * kDecodeQueries * Stages::kOutputStride;
     ForTiles([&](int32_t t) {
 #pragma unroll
       for (int32_t i = 0; i < 4; ++i) {
@@ -369,10 +368,15 @@ class DecodeWarp {
   template <int32_t kPlace>
   static __device__ __forceinline__ uint32_t SixteenPlus(uint32_t codes) {
     constexpr int32_t kShift = 4 * kPlace - 3;
-    const uint32_t placed = kShift < 0 ? codes << (kShift < 0 ? -kShift : 0)
-                                       : codes >> (kShift < 0 ? 0 : kShift);
+    const uint32_t placed =
+        kShift < 0 ? codes << (kShift < 0 ? -kShift : 0) : codes >> (kShift < 0 ? 0 : kShift);
     return (placed & 0x00780078u) | 0x41804180u;
   }
+
+  // Codes are counted from the middle of their range, so that what bf16 cuts off a weight is cut
+  // off as little as it can be; their four bits come 16 too high.
+  static constexpr float kMiddle = 0.5f * static_cast<float>((1 << kBits) - 1);
+  static constexpr float kExcess = kMiddle + (kBits == 8 ? 16.0f * 16.0f + 16.0f : 16.0f);
 
   // q step in bf16 for the page's channels, and what a score has besides the codes' part.
   __device__ void TakeBox(const std::byte* box) {
@@ -384,19 +388,18 @@ class DecodeWarp {
       for (int32_t half = 0; half < 2; ++half) {
         const int32_t d = t * 16 + half * 8 + lane_ % 4 * 2;
         const float2 lo = UnpackFloat16(*reinterpret_cast<const uint32_t*>(box + d * 2));
-        const float2 hi = UnpackFloat16(*reinterpret_cast<const uint32_t*>(box + (padded_ + d) * 2));
+        const float2 hi =
+            UnpackFloat16(*reinterpret_cast<const uint32_t*>(box + (padded_ + d) * 2));
         const float step0 = (hi.x - lo.x) * cells;
         const float step1 = (hi.y - lo.y) * cells;
         const float q0 = LowBf16(q_[t][half]);
         const float q1 = HighBf16(q_[t][half]);
-        rest += q0 * (lo.x + 0.5f * step0) + q1 * (lo.y + 0.5f * step1);
+        rest += q0 * (0.5f * (lo.x + hi.x)) + q1 * (0.5f * (lo.y + hi.y));
         const uint32_t pair = PackBf16(q0 * step0, q1 * step1);
         weights += LowBf16(pair) + HighBf16(pair);
         weights_[t][half] = pair;
       }
     });
-    // Every part of a code is 16 too high.
-    constexpr float kExcess = kBits == 8 ? 16.0f * 16.0f + 16.0f : 16.0f;
     rest = SumOverLanes<kOverColumns>(rest - kExcess * weights);
 #pragma unroll
     for (int32_t e = 0; e < 2; ++e) {
@@ -437,25 +440,24 @@ class DecodeWarp {
 
     const std::byte* codes = data + (1 + kBits / 2) * plane;
     const std::byte* grids = codes + kUnitTokens * padded_ * kBits / 8;
-    const float2 grid0 =
-        UnpackFloat16(*reinterpret_cast<const uint32_t*>(grids + lane_ / 4 * 4));
+    const float2 grid0 = UnpackFloat16(*reinterpret_cast<const uint32_t*>(grids + lane_ / 4 * 4));
     const float2 grid1 =
         UnpackFloat16(*reinterpret_cast<const uint32_t*>(grids + (lane_ / 4 + 8) * 4));
     const uint32_t scaled0 = PackBf16(p[0] * grid0.y, p[1] * grid0.y);
     const uint32_t scaled1 = PackBf16(p[2] * grid1.y, p[3] * grid1.y);
-    constexpr float kExcess = kBits == 8 ? 16.0f * 16.0f + 16.0f : 16.0f;
-    shared_part_[0] += p[0] * grid0.x + p[2] * grid1.x -
-                       kExcess * (LowBf16(scaled0) + LowBf16(scaled1));
-    shared_part_[1] += p[1] * grid0.x + p[3] * grid1.x -
-                       kExcess * (HighBf16(scaled0) + HighBf16(scaled1));
+    const float middle0 = grid0.x + kMiddle * grid0.y;
+    const float middle1 = grid1.x + kMiddle * grid1.y;
+    shared_part_[0] += p[0] * middle0 + p[2] * middle1;
+    shared_part_[1] += p[1] * middle0 + p[3] * middle1;
+    shared_part_[0] -= kExcess * (LowBf16(scaled0) + LowBf16(scaled1));
+    shared_part_[1] -= kExcess * (HighBf16(scaled0) + HighBf16(scaled1));
     const uint32_t b0 = Transposed(scaled0);
     const uint32_t b1 = Transposed(scaled1);
     const uint32_t upper_b0 = PackBf16(16.0f * LowBf16(b0), 16.0f * HighBf16(b0));
     const uint32_t upper_b1 = PackBf16(16.0f * LowBf16(b1), 16.0f * HighBf16(b1));
     ForTiles([&](int32_t t) {
       if constexpr (kBits == 8) {
-        const uint2 word =
-            *reinterpret_cast<const uint2*>(codes + (t * kWarpLanes + lane_) * 8);
+        const uint2 word = *reinterpret_cast<const uint2*>(codes + (t * kWarpLanes + lane_) * 8);
         AddCodes(t, word.x, b0, b1);
         AddCodes(t, word.y, upper_b0, upper_b1);
       } else {
@@ -468,8 +470,8 @@ class DecodeWarp {
   // Scores of four bits of tiles t and t + 1: two planes' words, the upper bits first.
   __device__ __forceinline__ void ScoreCodes(float (&scores)[4], int32_t t, uint32_t upper,
                                              uint32_t lower) const {
-    const uint32_t even = (upper & 0x33333333u) << 2 | (lower & 0x33333333u);   // registers 0, 2, ..
-    const uint32_t odd = (upper & 0xCCCCCCCCu) | (lower >> 2 & 0x33333333u);  // 1, 3, ..
+    const uint32_t even = (upper & 0x33333333u) << 2 | (lower & 0x33333333u);  // registers 0, 2, ..
+    const uint32_t odd = (upper & 0xCCCCCCCCu) | (lower >> 2 & 0x33333333u);   // 1, 3, ..
     MultiplyAdd(scores, SixteenPlus<0>(even), SixteenPlus<0>(odd), SixteenPlus<1>(even),
                 SixteenPlus<1>(odd), weights_[t][0], weights_[t][1]);
     MultiplyAdd(scores, SixteenPlus<2>(even), SixteenPlus<2>(odd), SixteenPlus<3>(even),
@@ -638,18 +640,18 @@ __global__ void __launch_bounds__(kDecodeThreads)
 template <int32_t kDim>
 void LaunchAttendDecode(const AttendDecodeParams& params, cudaStream_t stream);
 
-#define LSERVE_INSTANTIATE_ATTEND_DECODE(kDim)                                                 \
-  template <>                                                                                  \
-  void LaunchAttendDecode<kDim>(const AttendDecodeParams& params, cudaStream_t stream) {       \
-    const DecodeShape shape(params);                                                           \
-    const int64_t items = int64_t{params.batch.max_decode_rows} * shape.kv_heads *             \
-                          shape.passes * shape.max_segments;                                   \
-    const KvPageLayout& layout = params.retrieval.layout;                                      \
-    const auto kernel = !layout.boxed() || layout.heads == 0 ? AttendDecodeKernel<kDim, 0>     \
-                        : layout.value_bits() == 8           ? AttendDecodeKernel<kDim, 8>     \
-                                                             : AttendDecodeKernel<kDim, 4>;    \
-    Launch("attend_decode", kernel, dim3(static_cast<unsigned>(PersistentBlocks(items, 2))),   \
-           kDecodeThreads, DecodeStages<kDim>::kBytes, stream, params);                        \
+#define LSERVE_INSTANTIATE_ATTEND_DECODE(kDim)                                                    \
+  template <>                                                                                     \
+  void LaunchAttendDecode<kDim>(const AttendDecodeParams& params, cudaStream_t stream) {          \
+    const DecodeShape shape(params);                                                              \
+    const int64_t items = int64_t{params.batch.max_decode_rows} * shape.kv_heads * shape.passes * \
+                          shape.max_segments;                                                     \
+    const KvPageLayout& layout = params.retrieval.layout;                                         \
+    const auto kernel = !layout.boxed() || layout.heads == 0 ? AttendDecodeKernel<kDim, 0>        \
+                        : layout.value_bits() == 8           ? AttendDecodeKernel<kDim, 8>        \
+                                                             : AttendDecodeKernel<kDim, 4>;                 \
+    Launch("attend_decode", kernel, dim3(static_cast<unsigned>(PersistentBlocks(items, 2))),      \
+           kDecodeThreads, DecodeStages<kDim>::kBytes, stream, params);                           \
   }
 
 }  // namespace lserve::cuda

@@ -1,5 +1,5 @@
-// Prefill attention: a block takes a query block (128 tokens at an absolute multiple) of a chunk and
-// one query head, and walks an ordered list of KV blocks (pages of 64 tokens) with an online
+// Prefill attention: a block takes a query block (128 tokens at an absolute multiple) of a chunk
+// and one query head, and walks an ordered list of KV blocks (pages of 64 tokens) with an online
 // softmax. Dense, streaming and listed heads differ in their list alone. Warps own 16 or 32 rows;
 // keys and values arrive by asynchronous copies, one KV block ahead, in the order in which pages
 // have them, which ldmatrix reads without bank conflicts.
@@ -30,7 +30,7 @@ struct PrefillTile {
   static constexpr int32_t kThreads = kQueryBlockTokens / kWarpRows * kWarpLanes;
   static constexpr int32_t kQueryBytes = kQueryBlockTokens * kDim * 2;
   static constexpr int32_t kPlaneBytes = kPageTokens * kDim * 2;  // keys or values of a KV block
-  static constexpr int32_t kStages = 2;
+  static constexpr int32_t kStages = kDim > 128 ? 1 : 2;
   static constexpr int32_t kBytes = kQueryBytes + kStages * 2 * kPlaneBytes;
 };
 
@@ -86,8 +86,8 @@ __device__ inline bool FindTask(const AttendPrefillParams& params, int32_t index
   const int32_t in_chunk = block - task.chunk.first_query_block;
   task.query_block = task.chunk.first_position / kQueryBlockTokens + in_chunk;
   task.first = max(task.chunk.first_position, task.query_block * kQueryBlockTokens);
-  task.end = min(task.chunk.first_position + task.chunk.rows,
-                 (task.query_block + 1) * kQueryBlockTokens);
+  task.end =
+      min(task.chunk.first_position + task.chunk.rows, (task.query_block + 1) * kQueryBlockTokens);
   return true;
 }
 
@@ -184,9 +184,8 @@ __device__ inline const std::byte* FullPage(const AttendPrefillParams& params,
   const int32_t first_page = chunk.first_position / kPageTokens;
   if (task.streams) {
     const StreamingLane& lane = params.streaming;
-    return page >= first_page
-               ? ChunkPage(lane.chunk_pages, lane.layout.page_bytes(), chunk, page)
-               : RingPage(lane, chunk.slot, page);
+    return page >= first_page ? ChunkPage(lane.chunk_pages, lane.layout.page_bytes(), chunk, page)
+                              : RingPage(lane, chunk.slot, page);
   }
   const RetrievalLane& lane = params.retrieval;
   if (page == (chunk.first_position + chunk.rows - 1) / kPageTokens) {
@@ -198,15 +197,14 @@ __device__ inline const std::byte* FullPage(const AttendPrefillParams& params,
 }
 
 // Keys and values of a closed boxed page, rounded to bf16, as a page in full has them.
-__device__ inline void ReadBackPage(const KvPageLayout& layout, int32_t head,
-                                    const std::byte* page, uint16_t* keys, uint16_t* values) {
+__device__ inline void ReadBackPage(const KvPageLayout& layout, int32_t head, const std::byte* page,
+                                    uint16_t* keys, uint16_t* values) {
   const int32_t padded = layout.padded_head_dim;
   const int32_t bits = layout.key_bits();
   const auto threads = static_cast<int32_t>(blockDim.x);
   const auto* box = reinterpret_cast<const uint16_t*>(page + layout.box_offset(head));
   const float cells = 1.0f / static_cast<float>(1 << bits);
-  for (auto word = static_cast<int32_t>(threadIdx.x); word < kPageUnits * padded;
-       word += threads) {
+  for (auto word = static_cast<int32_t>(threadIdx.x); word < kPageUnits * padded; word += threads) {
     const int32_t lane = word % kWarpLanes;
     const int32_t first_token = word / padded * kUnitTokens + lane / 4;
     const int32_t first_dim = word % padded / kWarpLanes * kWarpLanes + lane % 4 * 2;
@@ -343,8 +341,8 @@ class PrefillWarp {
           continue;
         }
         const int64_t row = task.chunk.first_row + position - task.chunk.first_position;
-        auto* to = static_cast<uint16_t*>(params.output) +
-                   (row * params.q_heads + task.q_head) * head_dim;
+        auto* to =
+            static_cast<uint16_t*>(params.output) + (row * params.q_heads + task.q_head) * head_dim;
 #pragma unroll
         for (int32_t t = 0; t < 2 * kTiles; ++t) {
           const int32_t d = t * 8 + lane_ % 4 * 2;
@@ -417,8 +415,7 @@ class PrefillWarp {
         for (int32_t n = 0; n < 2 * kKeyTiles; ++n) {
           highest = fmaxf(highest, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
         }
-        const float next =
-            fmaxf(max_[m][half], MaxOverLanes<kOverColumns>(highest) * scale_);
+        const float next = fmaxf(max_[m][half], MaxOverLanes<kOverColumns>(highest) * scale_);
         const float base = next == -INFINITY ? 0.0f : next;
         const float factor = Exp2(max_[m][half] - base);
         max_[m][half] = next;
@@ -442,8 +439,7 @@ class PrefillWarp {
     }
   }
 
-  __device__ void Mask(int32_t first_token,
-                       float (&scores)[kRowTiles][2 * kKeyTiles][4]) const {
+  __device__ void Mask(int32_t first_token, float (&scores)[kRowTiles][2 * kKeyTiles][4]) const {
 #pragma unroll
     for (int32_t m = 0; m < kRowTiles; ++m) {
 #pragma unroll
@@ -508,8 +504,13 @@ template <int32_t kDim>
 __global__ void __launch_bounds__(PrefillTile<kDim>::kThreads)
     AttendPrefillKernel(const __grid_constant__ AttendPrefillParams params) {
   using Tile = PrefillTile<kDim>;
-  PrefillTask task;
-  if (!FindTask(params, static_cast<int32_t>(blockIdx.x), task)) {
+  __shared__ PrefillTask task;  // not in registers, of which the products want all
+  __shared__ bool found;
+  if (threadIdx.x == 0) {
+    found = FindTask(params, static_cast<int32_t>(blockIdx.x), task);
+  }
+  __syncthreads();
+  if (!found) {
     return;
   }
   std::byte* queries = SharedMemory();
@@ -551,13 +552,16 @@ __global__ void __launch_bounds__(PrefillTile<kDim>::kThreads)
   }
   CommitCopies();
   int32_t stage = 0;
+  bool another = false;
   while (more) {
-    const bool another = walk.Next(next);
-    if (another) {
-      fetch(next, stage ^ 1);
+    if constexpr (Tile::kStages > 1) {
+      another = walk.Next(next);
+      if (another) {
+        fetch(next, stage ^ 1);
+      }
+      CommitCopies();
     }
-    CommitCopies();
-    WaitCopies<1>();
+    WaitCopies<Tile::kStages - 1>();
     __syncthreads();
     std::byte* keys = stages + stage * 2 * Tile::kPlaneBytes;
     std::byte* values = keys + Tile::kPlaneBytes;
@@ -582,9 +586,17 @@ __global__ void __launch_bounds__(PrefillTile<kDim>::kThreads)
       attention.Attend(visit.block, keys, values);
     }
     __syncthreads();  // the stage may be filled again
+    if constexpr (Tile::kStages > 1) {
+      stage ^= 1;
+    } else {
+      another = walk.Next(next);
+      if (another) {
+        fetch(next, stage);
+      }
+      CommitCopies();
+    }
     visit = next;
     more = another;
-    stage ^= 1;
   }
   attention.Store(params, task, head_dim);
 }
@@ -593,14 +605,14 @@ __global__ void __launch_bounds__(PrefillTile<kDim>::kThreads)
 template <int32_t kDim>
 void LaunchAttendPrefill(const AttendPrefillParams& params, cudaStream_t stream);
 
-#define LSERVE_INSTANTIATE_ATTEND_PREFILL(kDim)                                                \
-  template <>                                                                                  \
-  void LaunchAttendPrefill<kDim>(const AttendPrefillParams& params, cudaStream_t stream) {     \
-    const int64_t query_blocks = int64_t{params.batch.max_rows} / kQueryBlockTokens +          \
-                                 2 * int64_t{params.batch.max_chunks};                         \
-    Launch("attend_prefill", AttendPrefillKernel<kDim>,                                        \
-           dim3(static_cast<unsigned>(query_blocks * params.q_heads)),                         \
-           PrefillTile<kDim>::kThreads, PrefillTile<kDim>::kBytes, stream, params);            \
+#define LSERVE_INSTANTIATE_ATTEND_PREFILL(kDim)                                                    \
+  template <>                                                                                      \
+  void LaunchAttendPrefill<kDim>(const AttendPrefillParams& params, cudaStream_t stream) {         \
+    const int64_t query_blocks =                                                                   \
+        int64_t{params.batch.max_rows} / kQueryBlockTokens + 2 * int64_t{params.batch.max_chunks}; \
+    Launch("attend_prefill", AttendPrefillKernel<kDim>,                                            \
+           dim3(static_cast<unsigned>(query_blocks * params.q_heads)),                             \
+           PrefillTile<kDim>::kThreads, PrefillTile<kDim>::kBytes, stream, params);                \
   }
 
 }  // namespace lserve::cuda

@@ -41,16 +41,14 @@ __device__ inline void CopyBytes(const std::byte* from, std::byte* to, int64_t b
 __device__ inline void CopyHead(const std::byte* from, std::byte* to, const KvPageLayout& layout,
                                 int32_t head) {
   CopyBytes(from + layout.key_offset(head), to + layout.key_offset(head), layout.plane_bytes());
-  CopyBytes(from + layout.value_offset(head), to + layout.value_offset(head),
-            layout.plane_bytes());
+  CopyBytes(from + layout.value_offset(head), to + layout.value_offset(head), layout.plane_bytes());
   CopyBytes(from + layout.stats_offset(head), to + layout.stats_offset(head),
             layout.min_max_bytes());
 }
 
 // keys: 64 tokens in full. Ends with the threads apart.
-__device__ inline void WriteKeyCodes(const KvPageLayout& layout, int32_t head,
-                                     const uint16_t* keys, std::byte* closed,
-                                     ClosePageShared& shared) {
+__device__ inline void WriteKeyCodes(const KvPageLayout& layout, int32_t head, const uint16_t* keys,
+                                     std::byte* closed, ClosePageShared& shared) {
   const int32_t padded = layout.padded_head_dim;
   const int32_t bits = layout.key_bits();
   auto* box = reinterpret_cast<Float16*>(closed + layout.box_offset(head));
@@ -87,8 +85,8 @@ __device__ inline void WriteKeyCodes(const KvPageLayout& layout, int32_t head,
 #pragma unroll
       for (int32_t e = 0; e < 2; ++e) {
         const float key = e == 0 ? LowBf16(pair) : HighBf16(pair);
-        const auto code = static_cast<uint32_t>(
-            KeyCode(key, shared.lo[dim + e], shared.step[dim + e], bits));
+        const auto code =
+            static_cast<uint32_t>(KeyCode(key, shared.lo[dim + e], shared.step[dim + e], bits));
 #pragma unroll
         for (int32_t plane = 0; plane < 4; ++plane) {
           if (2 * (plane + 1) <= bits) {
@@ -121,8 +119,7 @@ __device__ inline void WriteValueCodes(const KvPageLayout& layout, int32_t head,
     float highest = lowest;
     for (int32_t first = 0; first < layout.head_dim; first += 8) {
       EightElements eight;
-      eight.packed =
-          *reinterpret_cast<const uint4*>(values + ElementIndex(token, first, padded));
+      eight.packed = *reinterpret_cast<const uint4*>(values + ElementIndex(token, first, padded));
 #pragma unroll
       for (int32_t i = 0; i < 8; ++i) {
         const float value = Bf16(eight.bits[i]);

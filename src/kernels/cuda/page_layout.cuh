@@ -5,8 +5,8 @@
 // in full is a row of 8x8 matrices, each 8 tokens of 16 bytes:
 //   [padded head dim / 8][16 tokens][8 dims]
 // so that 512 consecutive bytes are one 16x16 tile of m16n8k16, read by ldmatrix without bank
-// conflicts (transposed for values), a token's share of a matrix is one 16-byte store, and a unit or
-// page is copied to shared memory as it lies. A matrix is also a core matrix of wgmma.
+// conflicts (transposed for values), a token's share of a matrix is one 16-byte store, and a unit
+// or page is copied to shared memory as it lies. A matrix is also a core matrix of wgmma.
 //
 // Minima and maxima take 8 dims in turn, four such chunks of a page's 4 logical pages together:
 //   chunk j = 2 (dim / 8) + (0: minimum, 1: maximum)
@@ -17,9 +17,9 @@
 //   [unit][padded head dim / 32][32 lanes]
 // Lane 4r + c holds tokens r and r + 8 and dims 2c, 2c + 1, 8 + 2c and 9 + 2c of either half of the
 // 32. The registers of the tile's two 16x16 fragments are p = 0 to 7; the element in the lower half
-// of register p lies at bit 2p, the upper one at bit 16 + 2p. A shift by 2i and a mask give the four
-// bytes of register i of the 8-bit fragment (m16n8k32) of the same tile, dims in an order of their
-// own.
+// of register p lies at bit 2p, the upper one at bit 16 + 2p. A shift by 2i and a mask give the
+// four bytes of register i of the 8-bit fragment (m16n8k32) of the same tile, dims in an order of
+// their own.
 //
 // Codes of boxed values are what one lane holds of the transposed 16x16 tile (dims by tokens), four
 // bits an element, register p at bits 4p and 16 + 4p:

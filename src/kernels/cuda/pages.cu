@@ -53,7 +53,8 @@ __device__ void ForElements(const KvPageLayout& layout, int32_t rows, Visit visi
 // A page and where its parts lie.
 class PageParts {
  public:
-  __device__ PageParts(std::byte* page, const KvPageLayout& layout) : page_(page), layout_(layout) {}
+  __device__ PageParts(std::byte* page, const KvPageLayout& layout)
+      : page_(page), layout_(layout) {}
 
   __device__ uint16_t& Key(const Element& at) const {
     return At<uint16_t>(layout_.key_offset(at.head))[ElementIndex(at.row, at.dim, padded())];
@@ -63,8 +64,7 @@ class PageParts {
   }
   // at.row: 2 logical page + side.
   __device__ uint16_t& MinMax(const Element& at) const {
-    return At<uint16_t>(
-        layout_.stats_offset(at.head))[StatsIndex(at.row / 2, at.dim, at.row % 2)];
+    return At<uint16_t>(layout_.stats_offset(at.head))[StatsIndex(at.row / 2, at.dim, at.row % 2)];
   }
   __device__ Float16& Box(int32_t head, int32_t dim, int32_t side) const {
     return At<Float16>(layout_.box_offset(head))[side * padded() + dim];
@@ -142,8 +142,8 @@ __global__ void __launch_bounds__(kThreads)
       params.keys[at.canonical] = __fadd_rn(page.Lo(at), cell);
       const ValueGrid grid = page.Grid(at);
       params.values[at.canonical] =
-          __fadd_rn(ToFloat(grid.zero), __fmul_rn(static_cast<float>(page.ValueCodeOf(at)),
-                                                  ToFloat(grid.scale)));
+          __fadd_rn(ToFloat(grid.zero),
+                    __fmul_rn(static_cast<float>(page.ValueCodeOf(at)), ToFloat(grid.scale)));
       if (at.dim == 0) {
         float* to = params.grids + (int64_t{at.head} * kPageTokens + at.row) * 2;
         to[0] = ToFloat(grid.zero);
@@ -175,9 +175,8 @@ __global__ void __launch_bounds__(kThreads)
       }
       Element token = at;
       token.row -= 2;
-      params.stats[at.canonical] = at.row < 2
-                                       ? ToFloat(page.Box(at.head, at.dim, at.row))
-                                       : static_cast<float>(page.KeyPlaneCode(token, 0));
+      params.stats[at.canonical] = at.row < 2 ? ToFloat(page.Box(at.head, at.dim, at.row))
+                                              : static_cast<float>(page.KeyPlaneCode(token, 0));
     });
   }
 }
@@ -257,8 +256,8 @@ __global__ void __launch_bounds__(kThreads)
 
 dim3 TransferGrid(const KvPageLayout& layout) {
   const int64_t elements = int64_t{layout.heads} * kPageTokens * layout.padded_head_dim;
-  return dim3(static_cast<unsigned>(
-      std::clamp<int64_t>((elements + kThreads - 1) / kThreads, 1, 1024)));
+  return dim3(
+      static_cast<unsigned>(std::clamp<int64_t>((elements + kThreads - 1) / kThreads, 1, 1024)));
 }
 
 }  // namespace

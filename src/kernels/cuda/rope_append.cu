@@ -1,5 +1,5 @@
-// RopeAppend: a block takes a decode row or a page of a chunk, for one KV head with its query heads.
-// A team of lanes takes a head of a row: each lane eight dims and the eight they turn with.
+// RopeAppend: a block takes a decode row or a page of a chunk, for one KV head with its query
+// heads. A team of lanes takes a head of a row: each lane eight dims and the eight they turn with.
 //
 // Bytes: q, k, v in and out once; a page that closes is read again, from the first-level cache.
 //
@@ -116,8 +116,8 @@ class Appender {
       // Where a page that closes in the chunk's own step is filled: among the chunk pages if
       // attention needs it in full, else in its place in the pool.
       std::byte* closed = ClosedPage(lane, chunk.slot, page);
-      std::byte* filled =
-          lane.layout.boxed() ? ChunkPage(lane.chunk_pages, layout.page_bytes(), chunk, page)
+      std::byte* filled = lane.layout.boxed()
+                              ? ChunkPage(lane.chunk_pages, layout.page_bytes(), chunk, page)
                               : closed;
       if (index == 0 && begun) {
         CopyHead(open, filled, layout, head);
@@ -171,8 +171,8 @@ class Appender {
     }
   }
 
-  // Head `which` (of the group's queries, key, value) of a row. All lanes come here; those of a team
-  // that is not active only take part in the exchange.
+  // Head `which` (of the group's queries, key, value) of a row. All lanes come here; those of a
+  // team that is not active only take part in the exchange.
   __device__ void AppendHead(bool active, int32_t row, int32_t which, int32_t kv_head,
                              int32_t token, const HeadPlanes& planes) const {
     const int32_t dim = params_.head_dim;

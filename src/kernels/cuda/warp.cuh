@@ -2,9 +2,10 @@
 // memory, matrix fragments and their products, conversions. Compute capability 8.0 and later.
 // Device code only.
 //
-// Fragments, as PTX defines them for lane 4r + c: A (16 x 16 bf16) holds rows r, r + 8, r, r + 8 and
-// columns 2c, 2c + 1 (two registers), then 8 + 2c, 9 + 2c; B (16 x 8) column r and rows 2c, 2c + 1,
-// then 8 + 2c, 9 + 2c; C (16 x 8 float) rows r, r, r + 8, r + 8 and columns 2c, 2c + 1, 2c, 2c + 1.
+// Fragments, as PTX defines them for lane 4r + c: A (16 x 16 bf16) holds rows r, r + 8, r, r + 8
+// and columns 2c, 2c + 1 (two registers), then 8 + 2c, 9 + 2c; B (16 x 8) column r and rows 2c, 2c
+// + 1, then 8 + 2c, 9 + 2c; C (16 x 8 float) rows r, r, r + 8, r + 8 and columns 2c, 2c + 1, 2c, 2c
+// + 1.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -59,15 +60,14 @@ __device__ __forceinline__ void LoadTransposed(uint32_t (&regs)[4], const void* 
 // An 8x8 matrix of 2-byte elements, transposed across the warp.
 __device__ __forceinline__ uint32_t Transposed(uint32_t reg) {
   uint32_t result;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(result) : "r"(reg));
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(result) : "r"(reg));
   return result;
 }
 
 // c += a b, bf16.
 __device__ __forceinline__ void MultiplyAdd(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
                                             uint32_t a3, uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};\n"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -77,8 +77,7 @@ __device__ __forceinline__ void MultiplyAdd(float (&c)[4], uint32_t a0, uint32_t
 // and columns 4c to 4c + 3 (two registers), then 16 + 4c on; of B column r and those rows.
 __device__ __forceinline__ void MultiplyAddBytes(int32_t (&c)[4], const uint32_t (&a)[4],
                                                  uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};\n"
       : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

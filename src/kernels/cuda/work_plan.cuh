@@ -8,11 +8,13 @@
 
 namespace lserve::cuda {
 
-inline constexpr int32_t kPlanPairs = 1024;  // planned at once
+// Planned at once. With a block's other shared memory it stays within the 99 KiB that every device
+// of compute capability 8.0 or later has.
+inline constexpr int32_t kPlanPairs = 192;
 
 struct PlanShared {
   int32_t first_item[kPlanPairs + 1];
-  int32_t warp_items[kWarpLanes];
+  int32_t warp_items[8];
 };
 
 // Calls work(pair, item of the pair) for this block's share of the items of `pairs` pairs, of which
@@ -20,6 +22,7 @@ struct PlanShared {
 // work() begins at a barrier; kThreads is the block's size.
 template <int32_t kThreads, typename ItemsOf, typename Work>
 __device__ void ForPlannedItems(int32_t pairs, PlanShared& shared, ItemsOf items_of, Work work) {
+  static_assert(kThreads <= 8 * kWarpLanes);
   const auto thread = static_cast<int32_t>(threadIdx.x);
   const int32_t lane = thread % kWarpLanes;
   for (int32_t base = 0; base < pairs; base += kPlanPairs) {
