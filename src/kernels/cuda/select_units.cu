@@ -1,0 +1,296 @@
+// SelectUnits: which rows and heads are due, the group scores of their units (score_units.cu), the
+// exact best of them.
+//
+// Three kernels: one judges by the distance of queries, where the policy has one; one scores; a
+// block a row and head finds the cut-off score by its bits and writes the list. Floor: bytes of the
+// statistics over memory bandwidth.
+#include <cmath>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/operations.h"
+#include "kernels/cuda/select_units.cuh"
+#include "kernels/cuda/warp.cuh"
+
+namespace lserve::cuda {
+namespace {
+
+constexpr int32_t kListThreads = 512;
+
+// ---- Reuse by distance: a warp a row and head.
+
+__global__ void __launch_bounds__(kWarpLanes)
+    JudgeQueriesKernel(const __grid_constant__ SelectUnitsParams params) {
+  const auto index = static_cast<int32_t>(blockIdx.x);
+  if (index >= params.batch.counts[kDecodeRows] * params.retrieval.layout.heads) {
+    return;
+  }
+  const SelectionPair pair(params, index);
+  bool due = pair.BeyondBudget(params);
+  if (due && !pair.InItsTurn(params)) {
+    due = false;
+    const int32_t dim = params.retrieval.layout.head_dim;
+    const float distance = params.policy.reuse_distance;
+    for (int32_t g = 0; g < params.group; ++g) {
+      const uint16_t* q = pair.Queries(params) + g * dim;
+      const uint16_t* from = pair.ListQueries(params) + g * dim;
+      float moved = 0.0f;
+      float length = 0.0f;
+      for (int32_t d = static_cast<int32_t>(threadIdx.x); d < dim; d += kWarpLanes) {
+        const float now = ToFloat(BFloat16{q[d]});
+        const float step = now - ToFloat(BFloat16{from[d]});
+        moved += step * step;
+        length += now * now;
+      }
+      moved = SumOverLanes<31>(moved);
+      length = SumOverLanes<31>(length);
+      due = due || !(moved <= distance * distance * length);  // true for a NaN
+    }
+  }
+  if (threadIdx.x == 0) {
+    DueFlags(params)[index] = due ? 1 : 0;
+  }
+}
+
+// ---- The list: a block a row and head.
+
+// Orders as the floats do; -0 counts as 0.
+__device__ uint32_t OrderedBits(float x) {
+  const uint32_t bits = __float_as_uint(x + 0.0f);
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+constexpr int32_t kDigitBits = 11;
+constexpr int32_t kDigits = 1 << kDigitBits;
+constexpr int32_t kListWarps = kListThreads / kWarpLanes;
+
+struct ListShared {
+  int32_t histogram[kDigits];
+  int32_t warp_sums[kListWarps];
+  int32_t warp_ties[kListWarps];
+  uint32_t warp_lowest[kListWarps];
+  uint32_t warp_highest[kListWarps];
+  uint32_t prefix;
+  int32_t places;
+};
+
+// In the histogram of a digit, from the highest bucket down: the bucket of the `places`-th largest
+// key goes to the digit's place in shared.prefix, the places left in it to shared.places. All
+// threads; begins and ends with a barrier.
+__device__ void FindBucket(ListShared& shared, int32_t shift) {
+  __syncthreads();
+  if (threadIdx.x < kWarpLanes) {  // each lane sums a run of buckets, lane 0 the highest
+    const auto lane = static_cast<int32_t>(threadIdx.x);
+    constexpr int32_t kRun = kDigits / kWarpLanes;
+    const int32_t top = kDigits - 1 - lane * kRun;
+    int32_t sum = 0;
+#pragma unroll 8
+    for (int32_t i = 0; i < kRun; ++i) {
+      sum += shared.histogram[top - i];
+    }
+    int32_t inclusive = sum;
+#pragma unroll
+    for (int32_t step = 1; step < kWarpLanes; step *= 2) {
+      const int32_t below = __shfl_up_sync(kWholeWarp, inclusive, step);
+      inclusive += lane >= step ? below : 0;
+    }
+    const int32_t places = shared.places;
+    const uint32_t reached = __ballot_sync(kWholeWarp, inclusive >= places);
+    if (reached != 0 && lane == __ffs(static_cast<int32_t>(reached)) - 1) {
+      int32_t left = places - (inclusive - sum);
+      int32_t bucket = top;
+      while (shared.histogram[bucket] < left) {
+        left -= shared.histogram[bucket--];
+      }
+      shared.prefix |= static_cast<uint32_t>(bucket) << shift;
+      shared.places = left;
+    }
+  }
+  __syncthreads();
+}
+
+// The `places`-th largest key of candidates [1, end) into shared.prefix, and how many of its equals
+// are kept into shared.places. Digits are those of the distance from the lowest key, so that the
+// first of them already spreads the keys.
+__device__ void FindCutOff(const float* scores, int32_t end, int32_t places, ListShared& shared) {
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  const int32_t warp = thread / kWarpLanes;
+  uint32_t lowest = ~0u;
+  uint32_t highest = 0;
+#pragma unroll 4
+  for (int32_t unit = 1 + thread; unit < end; unit += kListThreads) {
+    const uint32_t key = OrderedBits(scores[unit]);
+    lowest = min(lowest, key);
+    highest = max(highest, key);
+  }
+#pragma unroll
+  for (int32_t bit = 1; bit < kWarpLanes; bit *= 2) {
+    lowest = min(lowest, __shfl_xor_sync(kWholeWarp, lowest, bit));
+    highest = max(highest, __shfl_xor_sync(kWholeWarp, highest, bit));
+  }
+  if (thread % kWarpLanes == 0) {
+    shared.warp_lowest[warp] = lowest;
+    shared.warp_highest[warp] = highest;
+  }
+  if (thread == 0) {
+    shared.prefix = 0;
+    shared.places = places;
+  }
+  __syncthreads();
+  for (int32_t other = 0; other < kListWarps; ++other) {
+    lowest = min(lowest, shared.warp_lowest[other]);
+    highest = max(highest, shared.warp_highest[other]);
+  }
+
+  int32_t bits = 32 - __clz(static_cast<int32_t>(highest - lowest));
+  for (uint32_t known = 0; bits > 0;) {
+    const int32_t shift = max(0, bits - kDigitBits);
+    const uint32_t prefix = shared.prefix;
+    __syncthreads();
+    for (int32_t i = thread; i < kDigits; i += kListThreads) {
+      shared.histogram[i] = 0;
+    }
+    __syncthreads();
+#pragma unroll 4
+    for (int32_t unit = 1 + thread; unit < end; unit += kListThreads) {
+      const uint32_t distance = OrderedBits(scores[unit]) - lowest;
+      if ((distance & known) == prefix) {
+        atomicAdd(&shared.histogram[(distance & ~known) >> shift], 1);
+      }
+    }
+    FindBucket(shared, shift);
+    known = ~0u << shift;
+    bits = shift;
+  }
+  if (thread == 0) {
+    shared.prefix += lowest;
+  }
+  __syncthreads();
+}
+
+__global__ void __launch_bounds__(kListThreads)
+    WriteListsKernel(const __grid_constant__ SelectUnitsParams params) {
+  __shared__ ListShared shared;
+  const auto index = static_cast<int32_t>(blockIdx.x);
+  if (index >= params.batch.counts[kDecodeRows] * params.retrieval.layout.heads) {
+    return;
+  }
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  const SelectionPair pair(params, index);
+  if (!pair.BeyondBudget(params)) {
+    if (thread == 0) {
+      params.lists.counts[pair.list] = -1;
+    }
+    return;
+  }
+  const bool due = IsDue(params, pair, index);
+  __syncthreads();  // every thread has judged before the list's count changes
+  if (!due) {
+    return;
+  }
+  const int32_t unit_tokens = params.policy.unit_tokens;
+  const int32_t kept = params.policy.token_budget / unit_tokens;
+  const int32_t units = DivideUp(pair.tokens, unit_tokens);
+  const int32_t newest = FirstForcedNewestUnit(pair.tokens, unit_tokens);
+  const int32_t places = kept - 1 - (units - newest);  // units 1 to newest - 1 compete for them
+  const float* scores = UnitScores(params, index);
+  uint32_t cut = ~0u;
+  int32_t ties = 0;  // places left for units with the cut-off score, lower first
+  if (places > 0) {
+    FindCutOff(scores, newest, places, shared);
+    cut = shared.prefix;
+    ties = shared.places;
+  }
+
+  // Each warp a run of units; what the runs before keep comes first.
+  int32_t* list = params.lists.units + pair.list * params.lists.capacity;
+  const int32_t warp = thread / kWarpLanes;
+  const int32_t lane = thread % kWarpLanes;
+  const int32_t run = DivideUp(DivideUp(newest, kListWarps), kWarpLanes) * kWarpLanes;
+  const int32_t begin = min(warp * run, newest);
+  const int32_t end = min(begin + run, newest);
+  const auto above_and_tied = [&](int32_t unit, uint32_t& above, uint32_t& tied) {
+    const bool competes = unit >= 1 && unit < end && places > 0;
+    const uint32_t key = competes ? OrderedBits(scores[unit]) : 0u;
+    above = __ballot_sync(kWholeWarp, (competes && key > cut) || unit == 0);
+    tied = __ballot_sync(kWholeWarp, competes && key == cut);
+  };
+  int32_t warp_above = 0;
+  int32_t warp_tied = 0;
+  for (int32_t first = begin; first < end; first += kWarpLanes) {
+    uint32_t above = 0;
+    uint32_t tied = 0;
+    above_and_tied(first + lane, above, tied);
+    warp_above += __popc(above);
+    warp_tied += __popc(tied);
+  }
+  if (lane == 0) {
+    shared.warp_sums[warp] = warp_above;
+    shared.warp_ties[warp] = warp_tied;
+  }
+  __syncthreads();
+  int32_t above_before = 0;
+  int32_t tied_before = 0;
+  for (int32_t other = 0; other < warp; ++other) {
+    above_before += shared.warp_sums[other];
+    tied_before += shared.warp_ties[other];
+  }
+  for (int32_t first = begin; first < end; first += kWarpLanes) {
+    uint32_t above = 0;
+    uint32_t tied = 0;
+    above_and_tied(first + lane, above, tied);
+    const uint32_t below = (1u << lane) - 1;
+    const int32_t tie = tied_before + __popc(tied & below);
+    const bool keep = (above >> lane & 1) != 0 || ((tied >> lane & 1) != 0 && tie < ties);
+    const int32_t place = above_before + __popc(above & below) + min(tie, ties);
+    if (keep) {
+      list[place] = first + lane;
+    }
+    above_before += __popc(above);
+    tied_before += __popc(tied);
+  }
+  for (int32_t unit = newest + thread; unit < units; unit += kListThreads) {
+    list[1 + places + unit - newest] = unit;
+  }
+  if (thread == 0) {
+    params.lists.counts[pair.list] = kept;
+    if (params.lists.made != nullptr) {
+      ++params.lists.made[pair.list];
+    }
+  }
+  if (params.lists.queries != nullptr) {
+    const int32_t elements = params.group * params.retrieval.layout.head_dim;
+    for (int32_t i = thread; i < elements; i += kListThreads) {
+      pair.ListQueries(params)[i] = pair.Queries(params)[i];
+    }
+  }
+  if (params.scores != nullptr) {
+    float* beyond = UnitScores(params, index);
+    for (int32_t unit = units + thread; unit < MaxUnits(params); unit += kListThreads) {
+      beyond[unit] = -INFINITY;
+    }
+  }
+}
+
+}  // namespace
+
+void SelectUnits(const SelectUnitsParams& params, cudaStream_t stream) {
+  const int32_t pairs = params.batch.max_decode_rows * params.retrieval.layout.heads;
+  if (pairs == 0) {
+    return;
+  }
+  const dim3 blocks(static_cast<unsigned>(pairs));
+  if (params.policy.reuse_distance > 0.0f) {
+    Launch("select_units", JudgeQueriesKernel, blocks, kWarpLanes, 0, stream, params);
+  }
+  ScoreUnits(params, stream);
+  Launch("select_units", WriteListsKernel, blocks, kListThreads, 0, stream, params);
+}
+
+int64_t SelectUnitsWorkspace(const SelectUnitsParams& params) {
+  const int64_t pairs = int64_t{params.batch.max_decode_rows} * params.retrieval.layout.heads;
+  return (ScoreFloats(params) + pairs) * 4;
+}
+
+const char* SelectUnitsVariant(const SelectUnitsParams& /*params*/) { return "mma"; }
+
+}  // namespace lserve::cuda

@@ -1,0 +1,135 @@
+// Names for the instructions of a warp that kernels here are made of: asynchronous copies to shared
+// memory, matrix fragments and their products, conversions. Compute capability 8.0 and later.
+// Device code only.
+//
+// Fragments, as PTX defines them for lane 4r + c: A (16 x 16 bf16) holds rows r, r + 8, r, r + 8
+// and columns 2c, 2c + 1 (two registers), then 8 + 2c, 9 + 2c; B (16 x 8) column r and rows 2c, 2c
+// + 1, then 8 + 2c, 9 + 2c; C (16 x 8 float) rows r, r, r + 8, r + 8 and columns 2c, 2c + 1, 2c, 2c
+// + 1.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace lserve::cuda {
+
+inline constexpr uint32_t kWholeWarp = 0xFFFFFFFFu;
+inline constexpr int32_t kWarpLanes = 32;
+
+__device__ __forceinline__ uint32_t SharedAddress(const void* shared) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+
+// 16 bytes, past the first-level cache; both addresses are multiples of 16.
+__device__ __forceinline__ void CopyAsync16(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(SharedAddress(shared)),
+               "l"(global)
+               : "memory");
+}
+
+// Closes the group of the copies that this thread has begun since the last one.
+__device__ __forceinline__ void CommitCopies() {
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
+}
+
+// Waits until all but this thread's newest kGroups groups have arrived.
+template <int kGroups>
+__device__ __forceinline__ void WaitCopies() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kGroups) : "memory");
+}
+
+// Four 8x8 matrices of 2-byte elements; lane l gives the address of row l % 8 of matrix l / 8 and
+// gets columns 2c, 2c + 1 of row r of each.
+__device__ __forceinline__ void LoadMatrices(uint32_t (&regs)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(regs[0]), "=r"(regs[1]), "=r"(regs[2]), "=r"(regs[3])
+               : "r"(SharedAddress(row))
+               : "memory");
+}
+
+// The same, each matrix transposed.
+__device__ __forceinline__ void LoadTransposed(uint32_t (&regs)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(regs[0]), "=r"(regs[1]), "=r"(regs[2]), "=r"(regs[3])
+               : "r"(SharedAddress(row))
+               : "memory");
+}
+
+// An 8x8 matrix of 2-byte elements, transposed across the warp.
+__device__ __forceinline__ uint32_t Transposed(uint32_t reg) {
+  uint32_t result;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(result) : "r"(reg));
+  return result;
+}
+
+// c += a b, bf16.
+__device__ __forceinline__ void MultiplyAdd(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                            uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// c += a b, a of unsigned and b of signed bytes, 32 in depth: a register of A holds row r or r + 8
+// and columns 4c to 4c + 3 (two registers), then 16 + 4c on; of B column r and those rows.
+__device__ __forceinline__ void MultiplyAddBytes(int32_t (&c)[4], const uint32_t (&a)[4],
+                                                 uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};\n"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// 2^x within 2 units in the last place; 0 for minus infinity.
+__device__ __forceinline__ float Exp2(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// Two floats as a register of bf16, rounded to nearest.
+__device__ __forceinline__ uint32_t PackBf16(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+__device__ __forceinline__ float LowBf16(uint32_t pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float HighBf16(uint32_t pair) {
+  return __uint_as_float(pair & 0xFFFF0000u);
+}
+
+// Two float16 as floats.
+__device__ __forceinline__ float2 UnpackFloat16(uint32_t pair) {
+  return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+}
+
+// The maximum or sum over the lanes that differ in the bits of kMask.
+template <uint32_t kMask>
+__device__ __forceinline__ float MaxOverLanes(float x) {
+#pragma unroll
+  for (uint32_t bit = 1; bit < kWarpLanes; bit *= 2) {
+    if ((kMask & bit) != 0) {
+      x = fmaxf(x, __shfl_xor_sync(kWholeWarp, x, static_cast<int>(bit)));
+    }
+  }
+  return x;
+}
+template <uint32_t kMask>
+__device__ __forceinline__ float SumOverLanes(float x) {
+#pragma unroll
+  for (uint32_t bit = 1; bit < kWarpLanes; bit *= 2) {
+    if ((kMask & bit) != 0) {
+      x += __shfl_xor_sync(kWholeWarp, x, static_cast<int>(bit));
+    }
+  }
+  return x;
+}
+
+// Lane 4r + c: over all r, over all c.
+inline constexpr uint32_t kOverRows = 4 | 8 | 16;
+inline constexpr uint32_t kOverColumns = 1 | 2;
+
+}  // namespace lserve::cuda
