@@ -11,6 +11,9 @@ namespace lserve {
 namespace {
 
 constexpr int32_t kMaxBatchedTokens = 1 << 17;
+// Steps with prompt rows have room for one of these, or for all that there can be: an operation may
+// take time for the room.
+constexpr int32_t kRoomForRows[] = {256, 1024};
 constexpr uint64_t kAuditSeed = 0x61756469;  // which steps are audited
 
 // Bytes of an array, rounded up so that the next one is aligned.
@@ -263,19 +266,18 @@ void LlamaRunner::ForEachAttentionOp(Pass pass, size_t layer, Visitor&& visit) c
   }
 }
 
-BatchView LlamaRunner::BatchOf(Pass pass) const {
+BatchView LlamaRunner::BatchOf(Pass pass, int32_t rows) const {
   BatchView batch = batch_;
-  if (pass != Pass::kMixed) {
-    batch.max_rows = batch.max_decode_rows;
-    batch.max_chunks = 0;
-    batch.max_logit_rows = std::min(batch.max_logit_rows, batch.max_rows);
-  }
+  batch.max_rows = rows;
+  batch.max_chunks = pass == Pass::kMixed ? std::min(batch.max_chunks, rows) : 0;
+  batch.max_logit_rows = std::min(batch.max_logit_rows, batch.max_rows);
   return batch;
 }
 
 template <typename Visitor>
-void LlamaRunner::ForEachOp(Pass pass, bool sample, Visitor&& visit_op) const {
-  const auto visit = [&, batch = BatchOf(pass)](const auto& op, auto params) {
+void LlamaRunner::ForEachOp(Pass pass, const BatchView& batch, bool sample,
+                            Visitor&& visit_op) const {
+  const auto visit = [&](const auto& op, auto params) {
     params.batch = batch;
     visit_op(op, params);
   };
@@ -301,22 +303,34 @@ void LlamaRunner::ForEachOp(Pass pass, bool sample, Visitor&& visit_op) const {
 }
 
 Status LlamaRunner::Capture() {
+  const BatchView decode = BatchOf(Pass::kDecode, batch_.max_decode_rows);
   RETURN_IF_ERROR(forward_.Prepare([&](const auto& visit) {
-    ForEachOp(Pass::kMixed, true, visit);
-    ForEachOp(Pass::kDecode, true, visit);
+    ForEachOp(Pass::kMixed, batch_, true, visit);
+    ForEachOp(Pass::kDecode, decode, true, visit);
   }));
-  const auto capture = [&](Pass pass, bool sample) {
+  const auto capture = [&](Pass pass, const BatchView& batch, bool sample) {
     stream_->BeginCapture();
-    ForEachOp(pass, sample, [&](const auto& op, const auto& params) { op.run(*stream_, params); });
+    ForEachOp(pass, batch, sample,
+              [&](const auto& op, const auto& params) { op.run(*stream_, params); });
     return stream_->EndCapture();
   };
-  decode_graph_ = capture(Pass::kDecode, true);
-  mixed_graph_ = capture(Pass::kMixed, true);
+  decode_graph_ = capture(Pass::kDecode, decode, true);
+  decode_logits_graph_ = capture(Pass::kDecode, decode, false);
   if (audit_ != nullptr) {
-    audited_graph_ = capture(Pass::kAuditedDecode, true);
+    audited_graph_ = capture(Pass::kAuditedDecode, decode, true);
   }
-  decode_logits_graph_ = capture(Pass::kDecode, false);
-  mixed_logits_graph_ = capture(Pass::kMixed, false);
+  mixed_graphs_.clear();
+  const auto add_mixed = [&](int32_t rows) {
+    const BatchView batch = BatchOf(Pass::kMixed, rows);
+    mixed_graphs_.push_back(
+        {rows, capture(Pass::kMixed, batch, true), capture(Pass::kMixed, batch, false)});
+  };
+  for (const int32_t rows : kRoomForRows) {
+    if (rows > batch_.max_decode_rows && rows < batch_.max_rows) {
+      add_mixed(rows);
+    }
+  }
+  add_mixed(batch_.max_rows);
   return OkStatus();
 }
 
@@ -369,6 +383,17 @@ Result<int32_t> LlamaRunner::Fork(int32_t slot, std::span<const int32_t> prompt,
   ASSIGN_OR_RETURN(const int32_t copy, cache_->Fork(slot));
   SetUpSlot(copy, prompt, sampling);
   return copy;
+}
+
+const LlamaRunner::MixedGraphs& LlamaRunner::GraphsFor(const StepInput& input) const {
+  int64_t rows = std::ssize(input.decode);
+  for (const PromptChunk& chunk : input.chunks) {
+    rows += std::ssize(chunk.tokens);
+  }
+  const auto graphs = std::find_if(mixed_graphs_.begin(), mixed_graphs_.end(),
+                                   [&](const MixedGraphs& g) { return g.rows >= rows; });
+  CHECK(graphs != mixed_graphs_.end());
+  return *graphs;
 }
 
 LlamaRunner::Pass LlamaRunner::FillStep(const StepInput& input,
@@ -467,7 +492,7 @@ Result<std::vector<SampledToken>> LlamaRunner::Step(const StepInput& input) {
                        UniformFloat(Philox(kAuditSeed, decode_steps_++)[0]) < audit_rate_;
   stream_->Launch(audited                 ? *audited_graph_
                   : pass == Pass::kDecode ? *decode_graph_
-                                          : *mixed_graph_);
+                                          : *GraphsFor(input).sampled);
   std::vector<int32_t> tokens(sampled.size());
   backend_.CopyToHost(tokens.data(), sampled_.data(), std::ssize(tokens) * 4, *stream_);
   RETURN_IF_ERROR(stream_->Synchronize());
@@ -496,7 +521,7 @@ Result<SelectionStats> LlamaRunner::Selection() {
 Result<std::vector<float>> LlamaRunner::StepLogits(const StepInput& input,
                                                    std::span<const int32_t> rows) {
   const Pass pass = FillStep(input, rows);
-  stream_->Launch(pass == Pass::kDecode ? *decode_logits_graph_ : *mixed_logits_graph_);
+  stream_->Launch(pass == Pass::kDecode ? *decode_logits_graph_ : *GraphsFor(input).logits);
   std::vector<float> logits(rows.size() * static_cast<size_t>(limits_.vocab_size));
   backend_.CopyToHost(logits.data(), forward_.logits().data(), std::ssize(logits) * 4, *stream_);
   RETURN_IF_ERROR(stream_->Synchronize());

@@ -77,13 +77,21 @@ class LlamaRunner : public Runner {
   Status Capture();
   // Calls visit(op, params) for the operations of a step, in their order.
   enum class Pass { kDecode, kMixed, kAuditedDecode };
-  // The batch with the upper bounds of a pass: without prompt rows, kernels need not look for them.
-  BatchView BatchOf(Pass pass) const;
+  // The batch with room for `rows` rows, in which kernels look for what there is.
+  BatchView BatchOf(Pass pass, int32_t rows) const;
   template <typename Visitor>
-  void ForEachOp(Pass pass, bool sample, Visitor&& visit_op) const;
+  void ForEachOp(Pass pass, const BatchView& batch, bool sample, Visitor&& visit_op) const;
   template <typename Visitor>
   void ForEachAttentionOp(Pass pass, size_t layer, Visitor&& visit) const;
 
+  // The graphs of a step with prompt rows that have room for `rows` rows, with and without
+  // sampling.
+  struct MixedGraphs {
+    int32_t rows;
+    std::unique_ptr<Graph> sampled, logits;
+  };
+  // Those with the least room that does for the step.
+  const MixedGraphs& GraphsFor(const StepInput& input) const;
   // Fills and uploads the step arrays. Returns the pass that the step needs.
   Pass FillStep(const StepInput& input, std::span<const int32_t> logit_rows);
   // Tells the penalties of a slot that a token was generated which this runner did not sample: a
@@ -117,8 +125,9 @@ class LlamaRunner : public Runner {
   double audit_rate_ = 0;
   uint64_t decode_steps_ = 0;
 
-  std::unique_ptr<Graph> decode_graph_, mixed_graph_, audited_graph_;  // with sampling
-  std::unique_ptr<Graph> decode_logits_graph_, mixed_logits_graph_;    // without
+  std::unique_ptr<Graph> decode_graph_, audited_graph_;  // with sampling
+  std::unique_ptr<Graph> decode_logits_graph_;           // without
+  std::vector<MixedGraphs> mixed_graphs_;                // ascending in rows
 };
 
 }  // namespace lserve

@@ -7,8 +7,9 @@
 // same order.
 //
 // Bytes: the weight. Target: the bandwidth of memory.
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/linear_common.cuh"
-#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/loads.cuh"
 
 namespace lserve::cuda {
 namespace {
@@ -52,8 +53,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int32_t u = 0; u < kUnroll; ++u) {
       const int32_t step = first + u * kWarps;
       if (step < steps) {
-        low[u] = LoadStreaming(weight + step * kStep);
-        high[u] = LoadStreaming(weight + eight_rows + step * kStep);
+        low[u] = LoadOnce(weight + step * kStep);
+        high[u] = LoadOnce(weight + eight_rows + step * kStep);
       }
     }
 #pragma unroll
@@ -70,8 +71,8 @@ __global__ void __launch_bounds__(kThreads)
           x = LoadInput<kAligned>(arguments.input + int64_t{row} * arguments.depth,
                                   step * kStep + 8 * t, arguments.depth);
         }
-        MultiplyTile(sums[tile], low[u].x, high[u].x, low[u].y, high[u].y, x.x, x.y);
-        MultiplyTile(sums[tile], low[u].z, high[u].z, low[u].w, high[u].w, x.z, x.w);
+        MultiplyAdd(sums[tile], low[u].x, high[u].x, low[u].y, high[u].y, x.x, x.y);
+        MultiplyAdd(sums[tile], low[u].z, high[u].z, low[u].w, high[u].w, x.z, x.w);
       }
     }
   }
@@ -120,14 +121,9 @@ template <int32_t kTiles, typename Output>
 void Run(const LinearArguments& arguments, cudaStream_t stream) {
   const int64_t blocks =
       CeilDiv(arguments.max_rows, kTiles * kTileRows) * (arguments.packed_rows / kBlockOutputs);
-  if (arguments.depth % 8 == 0) {
-    LinearRowsKernel<kTiles, true, Output>
-        <<<static_cast<uint32_t>(blocks), kThreads, 0, stream>>>(arguments);
-  } else {
-    LinearRowsKernel<kTiles, false, Output>
-        <<<static_cast<uint32_t>(blocks), kThreads, 0, stream>>>(arguments);
-  }
-  CheckLaunch("linear, rows");
+  const auto kernel = arguments.depth % 8 == 0 ? LinearRowsKernel<kTiles, true, Output>
+                                               : LinearRowsKernel<kTiles, false, Output>;
+  Launch("linear, rows", kernel, static_cast<uint32_t>(blocks), kThreads, 0, stream, arguments);
 }
 
 }  // namespace

@@ -5,8 +5,9 @@
 // blocks beyond them leave at once.
 //
 // Operations: 2 rows columns depth. This is the total variant, for every shape.
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/linear_common.cuh"
-#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/loads.cuh"
 
 namespace lserve::cuda {
 namespace {
@@ -75,7 +76,7 @@ __device__ void Load(const LinearArguments& arguments, const Block& block, int32
     const bool exists = row < block.rows;
     if constexpr (kAligned) {
       const bool valid = exists && at < arguments.depth;
-      LoadAsync(stage.input.At(row, vector), valid ? input + at : arguments.input, valid);
+      CopyAsync16OrZero(stage.input.At(row, vector), valid ? input + at : arguments.input, valid);
     } else {
       *stage.input.At(row, vector) =
           exists ? LoadInput<false>(input, at, arguments.depth) : uint4{};
@@ -84,7 +85,7 @@ __device__ void Load(const LinearArguments& arguments, const Block& block, int32
     const bool valid = column < arguments.packed_rows && at < arguments.padded_depth;
     const __nv_bfloat16* weight =
         arguments.weight + (valid ? int64_t{column} * arguments.padded_depth + at : 0);
-    LoadAsync(stage.weight.At(row, vector), weight, valid);
+    CopyAsync16OrZero(stage.weight.At(row, vector), weight, valid);
   }
 }
 
@@ -99,19 +100,19 @@ __device__ void Multiply(Stage& stage, int32_t warp_row, int32_t warp_column, Su
     uint32_t b[kColumnTiles / 2][4];
 #pragma unroll
     for (int32_t i = 0; i < kRowTiles; ++i) {
-      LoadTiles(a[i], stage.input.At(warp_row + 16 * i + lane % 16, 2 * k + lane / 16));
+      LoadMatrices(a[i], stage.input.At(warp_row + 16 * i + lane % 16, 2 * k + lane / 16));
     }
 #pragma unroll
     for (int32_t j = 0; j < kColumnTiles / 2; ++j) {
-      LoadTiles(b[j], stage.weight.At(warp_column + 16 * j + lane / 16 * 8 + lane % 8,
-                                      2 * k + lane / 8 % 2));
+      LoadMatrices(b[j], stage.weight.At(warp_column + 16 * j + lane / 16 * 8 + lane % 8,
+                                         2 * k + lane / 8 % 2));
     }
 #pragma unroll
     for (int32_t i = 0; i < kRowTiles; ++i) {
 #pragma unroll
       for (int32_t j = 0; j < kColumnTiles; ++j) {
-        MultiplyTile(sums[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b[j / 2][j % 2 * 2],
-                     b[j / 2][j % 2 * 2 + 1]);
+        MultiplyAdd(sums[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b[j / 2][j % 2 * 2],
+                    b[j / 2][j % 2 * 2 + 1]);
       }
     }
   }
@@ -156,8 +157,7 @@ __device__ void Finish(const LinearArguments& arguments, const Block& block, int
 template <bool kAligned, typename Output>
 __global__ void __launch_bounds__(kThreads, 2)
     LinearTilesKernel(const __grid_constant__ LinearArguments arguments) {
-  extern __shared__ __align__(128) unsigned char shared[];
-  Stage* stages = reinterpret_cast<Stage*>(shared);
+  Stage* stages = reinterpret_cast<Stage*>(SharedMemory());
   Block block;
   if (!BlockOf(arguments, static_cast<int32_t>(blockIdx.x), block)) {
     return;
@@ -173,44 +173,32 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (stage < depth_tiles) {
       Load<kAligned>(arguments, block, stage * kTileDepth, stages[stage]);
     }
-    CommitLoads();
+    CommitCopies();
   }
   for (int32_t tile = 0; tile < depth_tiles; ++tile) {
     // Stage `tile` has come, and every warp is done with the stage that is loaded next.
-    WaitLoads<kStages - 2>();
+    WaitCopies<kStages - 2>();
     __syncthreads();
     const int32_t next = tile + kStages - 1;
     if (next < depth_tiles) {
       Load<kAligned>(arguments, block, next * kTileDepth, stages[next % kStages]);
     }
-    CommitLoads();
+    CommitCopies();
     Multiply(stages[tile % kStages], warp_row, warp_column, sums);
   }
   Finish<Output>(arguments, block, warp_row, warp_column, sums);
 }
 
-template <bool kAligned, typename Output>
-void Run(const LinearArguments& arguments, cudaStream_t stream) {
-  static const cudaError_t raised =
-      cudaFuncSetAttribute(LinearTilesKernel<kAligned, Output>,
-                           cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
-  CHECK_MSG(raised == cudaSuccess, "linear, tiles: {}", cudaGetErrorString(raised));
-  const int64_t blocks =
-      CeilDiv(arguments.max_rows, kTileRows) * CeilDiv(arguments.packed_rows, kTileColumns);
-  LinearTilesKernel<kAligned, Output>
-      <<<static_cast<uint32_t>(blocks), kThreads, kSharedBytes, stream>>>(arguments);
-  CheckLaunch("linear, tiles");
-}
-
 }  // namespace
 
 void LinearTiles(const LinearArguments& arguments, DType output_dtype, cudaStream_t stream) {
+  const int64_t blocks =
+      CeilDiv(arguments.max_rows, kTileRows) * CeilDiv(arguments.packed_rows, kTileColumns);
   WithOutput(output_dtype, [&]<typename Output>() {
-    if (arguments.depth % 8 == 0) {
-      Run<true, Output>(arguments, stream);
-    } else {
-      Run<false, Output>(arguments, stream);
-    }
+    const auto kernel = arguments.depth % 8 == 0 ? LinearTilesKernel<true, Output>
+                                                 : LinearTilesKernel<false, Output>;
+    Launch("linear, tiles", kernel, static_cast<uint32_t>(blocks), kThreads, kSharedBytes, stream,
+           arguments);
   });
 }
 

@@ -1,6 +1,6 @@
 // EmbedRows, AddRmsNorm, RopeAngles and AppendStreaming: operations that go row by row or page by
 // page and do nothing but move bytes.
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operations.h"
 
 namespace lserve::cuda {
@@ -175,8 +175,8 @@ cudaError_t KernelsLoad() {
 }
 
 void EmbedRows(const EmbedRowsParams& params, cudaStream_t stream) {
-  EmbedRowsKernel<<<static_cast<uint32_t>(params.batch.max_rows), kThreads, 0, stream>>>(params);
-  CheckLaunch("embed_rows");
+  Launch("embed_rows", EmbedRowsKernel, static_cast<uint32_t>(params.batch.max_rows), kThreads, 0,
+         stream, params);
 }
 
 void AddRmsNorm(const AddRmsNormParams& params, cudaStream_t stream) {
@@ -184,19 +184,15 @@ void AddRmsNorm(const AddRmsNormParams& params, cudaStream_t stream) {
   if (rows == 0) {
     return;
   }
-  if (params.hidden % kVector == 0) {
-    AddRmsNormKernel<kVector><<<rows, kThreads, 0, stream>>>(params);
-  } else {
-    AddRmsNormKernel<1><<<rows, kThreads, 0, stream>>>(params);
-  }
-  CheckLaunch("add_rms_norm");
+  const auto kernel =
+      params.hidden % kVector == 0 ? AddRmsNormKernel<kVector> : AddRmsNormKernel<1>;
+  Launch("add_rms_norm", kernel, rows, kThreads, 0, stream, params);
 }
 
 void RopeAngles(const RopeAnglesParams& params, cudaStream_t stream) {
   const int64_t angles = int64_t{params.batch.max_rows} * (params.head_dim / 2);
-  RopeAnglesKernel<<<static_cast<uint32_t>(CeilDiv(angles, kThreads)), kThreads, 0, stream>>>(
-      params);
-  CheckLaunch("rope_angles");
+  Launch("rope_angles", RopeAnglesKernel, static_cast<uint32_t>(CeilDiv(angles, kThreads)),
+         kThreads, 0, stream, params);
 }
 
 void AppendStreaming(const AppendStreamingParams& params, cudaStream_t stream) {
@@ -206,8 +202,7 @@ void AppendStreaming(const AppendStreamingParams& params, cudaStream_t stream) {
   }
   const dim3 grid(static_cast<uint32_t>(params.batch.max_chunks),
                   static_cast<uint32_t>(lane.sink_pages + lane.ring_pages));
-  AppendStreamingKernel<<<grid, kThreads, 0, stream>>>(params);
-  CheckLaunch("append_streaming");
+  Launch("append_streaming", AppendStreamingKernel, grid, kThreads, 0, stream, params);
 }
 
 }  // namespace lserve::cuda

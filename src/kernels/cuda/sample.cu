@@ -4,10 +4,8 @@
 // weights over the next digit of the keys that share the digits found so far. Weights are integers,
 // so the sums do not depend on the order of the atomics: a mass, relative to that of the first
 // candidate, counts in units of 2^-40.
-#include <cfloat>
-
 #include "base/random.h"
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operations.h"
 
 namespace lserve::cuda {
@@ -243,8 +241,8 @@ void Sample(const SampleParams& params, cudaStream_t stream) {
   if (params.batch.max_logit_rows == 0) {
     return;
   }
-  SampleKernel<<<static_cast<uint32_t>(params.batch.max_logit_rows), kThreads, 0, stream>>>(params);
-  CheckLaunch("sample");
+  Launch("sample", SampleKernel, static_cast<uint32_t>(params.batch.max_logit_rows), kThreads, 0,
+         stream, params);
 }
 
 }  // namespace lserve::cuda
