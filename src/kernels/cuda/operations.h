@@ -1,7 +1,7 @@
-// The operations of the CUDA backend: each appends its kernels to a stream and returns. Definitions:
-// kernels/ops.h. Grids are sized by a POD's upper bounds; kernels read the counts on the device, so
-// that a recorded step can be launched again with other rows. Activations are bf16. Used by one
-// thread at a time.
+// The operations of the CUDA backend: each appends its kernels to a stream and returns.
+// Definitions: kernels/ops.h. Grids are sized by a POD's upper bounds; kernels read the counts on
+// the device, so that a recorded step can be launched again with other rows. Activations are bf16.
+// Used by one thread at a time.
 //
 // FooWorkspace is the scratch that Foo needs at params.workspace; FooVariant names its kernels.
 #pragma once
@@ -13,6 +13,9 @@
 #include "kernels/ops.h"
 
 namespace lserve::cuda {
+
+// Whether this program has machine code for the current device.
+cudaError_t KernelsLoad();
 
 void EmbedRows(const EmbedRowsParams& params, cudaStream_t stream);
 void AddRmsNorm(const AddRmsNormParams& params, cudaStream_t stream);
