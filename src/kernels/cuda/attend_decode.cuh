@@ -211,8 +211,9 @@ class DecodeWarp {
     });
   }
 
-  // Begins the copies of a unit into stage `stage`, and closes their group.
-  __device__ void Fetch(const UnitPlace& place, int32_t stage) const {
+  // Begins the copies of a unit into stage `stage`, and closes their group; `box`: with that of its
+  // page, which the unit before did not bring.
+  __device__ void Fetch(const UnitPlace& place, int32_t stage, bool box) const {
     std::byte* to = stages_ + stage * Stages::kStageBytes;
     const int32_t in_page = place.unit % kPageUnits;
     if (kBits == 0 || place.boxed == 0) {
@@ -222,7 +223,9 @@ class DecodeWarp {
       Copy(place.page + full_values_ + first, to + Stages::kUnitBytes, bytes);
     } else {
       const int32_t plane = padded_ * 4;  // bytes of a unit's 2-bit codes
-      Copy(place.page + box_, to, plane);
+      if (box) {
+        Copy(place.page + box_, to, plane);
+      }
       Copy(place.page + box_ + plane + in_page * plane, to + plane, plane);
 #pragma unroll
       for (int32_t p = 1; p < kBits / 2; ++p) {
@@ -574,7 +577,7 @@ __global__ void __launch_bounds__(kDecodeThreads)
     const int32_t begin = segment * segment_units;
     const int32_t end = min(begin + segment_units, walk.size());
     // Units that follow each other in a page go to one warp where there are enough for all.
-    const int32_t turn = segment_units >= kPageUnits * kDecodeWarps ? kPageUnits : 1;
+    const int32_t turn = segment_units >= kPageUnits * kDecodeWarps ? 2 : 0;  // log2 of the units
 
     const auto* q = static_cast<const uint16_t*>(params.q) +
                     (int64_t{row} * params.q_heads + q_head) * shape.head_dim;
@@ -601,12 +604,16 @@ __global__ void __launch_bounds__(kDecodeThreads)
       __syncthreads();
       // The warp's j-th unit of the batch.
       const auto index = [&](int32_t j) {
-        return j / turn * (turn * kDecodeWarps) + warp * turn + j % turn;
+        return (((j >> turn) * kDecodeWarps + warp) << turn) + (j & ((1 << turn) - 1));
+      };
+      const auto fetch = [&](int32_t j, int32_t stage) {
+        const UnitPlace& place = places[index(j)];
+        attention.Fetch(place, stage, j == 0 || places[index(j - 1)].page != place.page);
       };
 #pragma unroll
       for (int32_t j = 0; j < Stages::kStages - 1; ++j) {
         if (index(j) < count) {
-          attention.Fetch(places[index(j)], j);
+          fetch(j, j);
         } else {
           CommitCopies();
         }
@@ -619,7 +626,7 @@ __global__ void __launch_bounds__(kDecodeThreads)
         const int32_t ahead = j + Stages::kStages - 1;
         const int32_t free_stage = stage == 0 ? Stages::kStages - 1 : stage - 1;
         if (index(ahead) < count) {
-          attention.Fetch(places[index(ahead)], free_stage);
+          fetch(ahead, free_stage);
         } else {
           CommitCopies();
         }

@@ -46,28 +46,29 @@ struct PrefillTask {
   int32_t end;
 };
 
-// Task `index` of the step: retrieval heads first, query blocks from the last to the first, because
-// later ones have more to read; then streaming heads. False if there is none.
-__device__ inline bool FindTask(const AttendPrefillParams& params, int32_t index,
-                                PrefillTask& task) {
-  const BatchView& batch = params.batch;
+// The query blocks of the step.
+__device__ inline int32_t QueryBlocks(const BatchView& batch) {
   const int32_t chunks = batch.counts[kChunks];
   if (chunks == 0) {
-    return false;
+    return 0;
   }
-  const PrefillChunk last = batch.chunks[chunks - 1];
-  const int32_t query_blocks = last.first_query_block +
-                               (last.first_position + last.rows - 1) / kQueryBlockTokens -
-                               last.first_position / kQueryBlockTokens + 1;
+  const PrefillChunk& last = batch.chunks[chunks - 1];
+  return last.first_query_block + (last.first_position + last.rows - 1) / kQueryBlockTokens -
+         last.first_position / kQueryBlockTokens + 1;
+}
+
+// Task `index` of query_blocks * q_heads: retrieval heads first, query blocks from the last to the
+// first, because later ones have more to read; then streaming heads.
+__device__ inline void FindTask(const AttendPrefillParams& params, int32_t query_blocks,
+                                int32_t index, PrefillTask& task) {
+  const BatchView& batch = params.batch;
+  const int32_t chunks = batch.counts[kChunks];
   const int32_t retrieval_heads = params.retrieval.layout.heads;
   const int32_t retrieval_tasks = query_blocks * retrieval_heads * params.group;
   task.streams = index >= retrieval_tasks;
   const int32_t heads =
       (task.streams ? params.streaming.layout.heads : retrieval_heads) * params.group;
   const int32_t place = task.streams ? index - retrieval_tasks : index;
-  if (place >= query_blocks * heads) {
-    return false;
-  }
   const int32_t block = query_blocks - 1 - place / heads;
   task.head = place % heads / params.group;
   task.kv_head = task.head + (task.streams ? retrieval_heads : 0);
@@ -88,7 +89,6 @@ __device__ inline bool FindTask(const AttendPrefillParams& params, int32_t index
   task.first = max(task.chunk.first_position, task.query_block * kQueryBlockTokens);
   task.end =
       min(task.chunk.first_position + task.chunk.rows, (task.query_block + 1) * kQueryBlockTokens);
-  return true;
 }
 
 // The ordered KV blocks of a task, from its first row's on: two ranges, or ids.
@@ -505,14 +505,15 @@ __global__ void __launch_bounds__(PrefillTile<kDim>::kThreads)
     AttendPrefillKernel(const __grid_constant__ AttendPrefillParams params) {
   using Tile = PrefillTile<kDim>;
   __shared__ PrefillTask task;  // not in registers, of which the products want all
-  __shared__ bool found;
-  if (threadIdx.x == 0) {
-    found = FindTask(params, static_cast<int32_t>(blockIdx.x), task);
-  }
-  __syncthreads();
-  if (!found) {
+  const int32_t query_blocks = QueryBlocks(params.batch);
+  const auto index = static_cast<int32_t>(blockIdx.x);
+  if (index >= query_blocks * params.q_heads) {
     return;
   }
+  if (threadIdx.x == 0) {
+    FindTask(params, query_blocks, index, task);
+  }
+  __syncthreads();
   std::byte* queries = SharedMemory();
   std::byte* stages = queries + Tile::kQueryBytes;
   const auto thread = static_cast<int32_t>(threadIdx.x);
