@@ -294,11 +294,12 @@ struct AttendDecodeParams {
 };
 
 // Softmax attention of the prefill rows, causal, after the retrieval append and before the
-// streaming append. Each head and query block (128 tokens at absolute multiples) walks an ordered
-// list of KV blocks of 64 tokens: retrieval heads all causal blocks, or those a list names;
-// streaming heads their sink and local blocks, masked exactly by token. A row sees the block of its
-// own page in full and earlier ones as they were closed, so one query block may read its first page
-// in both forms.
+// streaming append; of chunks of one row also after that. The batch may name some of the step's
+// rows alone, as chunks that begin and end elsewhere in it. Each head and query block (128 tokens
+// at absolute multiples) walks an ordered list of KV blocks of 64 tokens: retrieval heads all
+// causal blocks, or those a list names; streaming heads their sink and local blocks, masked exactly
+// by token. A row sees the block of its own page in full and earlier ones as they were closed, so
+// one query block may read its first page in both forms.
 struct AttendPrefillParams {
   BatchView batch;
   const void* q;  // [max_rows, q_heads, head_dim] of dtype

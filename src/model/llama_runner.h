@@ -80,7 +80,7 @@ class LlamaRunner : public Runner {
   template <typename Visitor>
   void ForEachOp(Pass pass, bool sample, Visitor&& visit) const;
   template <typename Visitor>
-  void ForEachAttentionOp(Pass pass, size_t layer, Visitor&& visit) const;
+  void ForEachAttentionOp(Pass pass, bool sample, size_t layer, Visitor&& visit) const;
 
   // Fills and uploads the step arrays. Returns the pass that the step needs.
   Pass FillStep(const StepInput& input, std::span<const int32_t> logit_rows);
@@ -103,6 +103,7 @@ class LlamaRunner : public Runner {
   Buffer lists_made_;
   Buffer sampled_;
   BatchView batch_;
+  BatchView last_rows_;  // the same, each chunk that is sampled cut down to its last row
   Buffer step_device_;
   std::vector<std::byte> step_host_;
   std::vector<bool> slot_penalties_;  // by slot: its sampling settings have a penalty
