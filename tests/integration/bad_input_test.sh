@@ -141,6 +141,12 @@ expect 'budget no multiple' 'token-budget.*100' generate "$model" --token-budget
 expect 'budget too small' 'token-budget.*128' generate "$model" --token-budget 128
 expect 'odd unit' 'selection-unit.*48' generate "$model" --selection-unit 48
 expect 'interval 0' 'reuse-interval.*0' generate "$model" --reuse-interval 0
+expect 'unknown prefill attention' 'prefill-attention.*blocks' generate "$model" \
+  --prefill-attention blocks
+expect 'threshold above 1' 'prefill-threshold.*1.5' generate "$model" --prefill-threshold 1.5
+expect 'threshold NaN' 'prefill-threshold.*nan' generate "$model" --prefill-threshold nan
+expect 'negative dense tokens' 'prefill-dense-tokens.*-1' generate "$model" \
+  --prefill-dense-tokens -1
 expect 'unknown attention' 'sparse' generate "$model" --attention sparse
 expect 'attention twice' 'twice' generate "$model" --attention dense,dense
 expect 'unknown device' 'tpu' generate "$model" --device tpu

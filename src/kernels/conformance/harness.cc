@@ -110,6 +110,7 @@ void DeviceArray<T>::Poison() {
 template class DeviceArray<float>;
 template class DeviceArray<int32_t>;
 template class DeviceArray<uint8_t>;
+template class DeviceArray<PrefillBlocks>;
 template class DeviceArray<PrefillChunk>;
 template class DeviceArray<SlotSampling>;
 
