@@ -195,6 +195,8 @@ expect 'suite beyond the context' 'lengths 100000.*context of 65536' \
 expect 'suite too short' 'lengths 100 ' "$lserve" eval "$model" --suite niah --lengths 100
 expect 'length twice' 'lengths names 2048 twice' \
   "$lserve" eval "$model" --suite niah --lengths 2048,2048
+expect 'forced answers in many turns' 'teacher-forced.*multiquery has 4 turns' \
+  "$lserve" eval "$model" --suite multiquery --lengths 2048 --samples 1 --teacher-forced
 expect 'no samples' 'samples 0' "$lserve" eval "$model" --suite niah --samples 0
 expect 'no depths' 'depths 0' "$lserve" eval "$model" --suite niah --depths 0
 expect 'odd budget' 'token-budget 100' "$lserve" eval "$model" --suite niah --budgets 512,100
