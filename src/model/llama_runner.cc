@@ -190,6 +190,7 @@ Status LlamaRunner::AllocateMemory(const RunnerOptions& options) {
       {&sampling_, slots * static_cast<int64_t>(sizeof(SlotSampling))},
       {&token_counts_, slots * config.vocab_size * 4},
       {&prompt_seen_, slots * config.vocab_size},
+      {&prefill_blocks_, static_cast<int64_t>(sizeof(PrefillBlocks))},
       {&sampled_, (int64_t{batch_.max_logit_rows} + kRowSlack) * 4},
       {&step_device_, StepLayout(batch_).bytes},
   };
@@ -271,17 +272,20 @@ void LlamaRunner::ForEachAttentionOp(Pass pass, bool sample, size_t layer, Visit
   if (pass != Pass::kMixed) {
     return;
   }
-  AttendPrefillParams prefill{.batch = batch_,
-                              .q = forward_.q().data(),
-                              .output = forward_.attended().data(),
-                              .retrieval = retrieval,
-                              .streaming = streaming,
-                              .block_offsets = nullptr,
-                              .block_ids = nullptr,
-                              .dtype = forward_.dtype(),
-                              .q_heads = forward_.q_heads(),
-                              .group = forward_.group(),
-                              .workspace = forward_.workspace()};
+  AttendPrefillParams prefill{
+      .batch = batch_,
+      .q = forward_.q().data(),
+      .output = forward_.attended().data(),
+      .retrieval = retrieval,
+      .streaming = streaming,
+      .block_offsets = nullptr,
+      .block_ids = nullptr,
+      .dtype = forward_.dtype(),
+      .q_heads = forward_.q_heads(),
+      .group = forward_.group(),
+      .workspace = forward_.workspace(),
+      .policy = mode_.prefill,
+      .blocks = mode_.prefill.threshold > 0.0f ? prefill_blocks_.As<PrefillBlocks>() : nullptr};
   const auto append = [&] {
     if (streaming.layout.heads > 0) {
       visit(ops.append_streaming, AppendStreamingParams{.batch = batch_, .streaming = streaming});
@@ -516,6 +520,7 @@ Result<SelectionStats> LlamaRunner::Selection() {
   stats.uses = lists_used_;
   std::vector<int64_t> made(static_cast<size_t>(lists_made_.bytes()) / sizeof(int64_t));
   backend_.CopyToHost(made.data(), lists_made_.data(), lists_made_.bytes(), *stream_);
+  backend_.CopyToHost(&stats.prefill, prefill_blocks_.data(), sizeof(stats.prefill), *stream_);
   RETURN_IF_ERROR(stream_->Synchronize());
   stats.made = std::accumulate(made.begin(), made.end(), int64_t{0});
   if (audit_ != nullptr) {

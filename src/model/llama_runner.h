@@ -101,6 +101,7 @@ class LlamaRunner : public Runner {
   Buffer last_token_, prompt_tokens_, sampling_, token_counts_, prompt_seen_, units_, unit_counts_;
   Buffer unit_queries_;  // of reuse_distance, else empty
   Buffer lists_made_;
+  Buffer prefill_blocks_;  // PrefillBlocks
   Buffer sampled_;
   BatchView batch_;
   BatchView last_rows_;  // the same, each chunk that is sampled cut down to its last row
