@@ -27,6 +27,7 @@ struct Arguments {
   int32_t chunk = 2048;
   int32_t repeat = 3;
   int32_t threads = 0;
+  std::vector<float> thresholds;
 };
 
 // KV blocks that one head's query blocks visit over a prompt.
@@ -41,6 +42,35 @@ int64_t Blocks(int64_t length, bool streaming) {
   return blocks;
 }
 
+// Prefill of a layer of retrieval heads that leaves blocks out, against the static one beside it.
+// The rows are alike and the keys random, so it is the threshold that sets the density: at 1 little
+// but the scores is computed.
+OrderedJson ThresholdRows(RandomLayer& layer, const Arguments& arguments, int64_t length) {
+  std::vector<float> thresholds = {0.0f};
+  thresholds.insert(thresholds.end(), arguments.thresholds.begin(), arguments.thresholds.end());
+  std::vector<RandomLayer::PrefillRun> best(thresholds.size(), {.seconds = 1e30, .blocks = {}});
+  layer.AlikeQueries();
+  for (int32_t i = 0; i < arguments.repeat; ++i) {
+    for (size_t t = 0; t < thresholds.size(); ++t) {
+      const RandomLayer::PrefillRun run = layer.Prefill({.threshold = thresholds[t]});
+      best[t] = run.seconds < best[t].seconds ? run : best[t];
+    }
+  }
+  OrderedJson rows = OrderedJson::array();
+  for (size_t t = 0; t < thresholds.size(); ++t) {
+    const PrefillBlocks& blocks = best[t].blocks;
+    const double density = static_cast<double>(blocks.weighed) / static_cast<double>(blocks.scored);
+    std::printf("%8ld threshold %-8g density %.3f %9.1f ms, %.2f of static\n",
+                static_cast<long>(length), static_cast<double>(thresholds[t]), density,
+                best[t].seconds * 1e3, best[t].seconds / best[0].seconds);
+    rows.push_back({{"length", length},
+                    {"threshold", thresholds[t]},
+                    {"density", density},
+                    {"prefill_ms", best[t].seconds * 1e3}});
+  }
+  return rows;
+}
+
 int Main(int argc, char** argv) {
   Arguments arguments;
   CLI::App app("attention of one layer against the machine's ceilings");
@@ -52,10 +82,13 @@ int Main(int argc, char** argv) {
   app.add_option("--chunk", arguments.chunk)->capture_default_str();
   app.add_option("--repeat", arguments.repeat)->capture_default_str();
   app.add_option("--threads", arguments.threads)->capture_default_str();
+  app.add_option("--thresholds", arguments.thresholds, "of dynamic prefill attention")
+      ->delimiter(',');
   app.add_option("--json", arguments.json);
   CLI11_PARSE(app, argc, argv);
   const auto backend = MakeBackend(arguments.device, BackendOptions{arguments.threads}).value();
   OrderedJson rows = OrderedJson::array();
+  OrderedJson threshold_rows = OrderedJson::array();
   OrderedJson ceilings_json = OrderedJson::array();
   std::printf("%8s %9s %12s %12s %9s %10s %9s %10s\n", "length", "retrieval", "prefill ms",
               "GFLOP/s", "of bf16", "promised", "reached", "decode ms");
@@ -82,7 +115,7 @@ int Main(int argc, char** argv) {
     }
     for (int32_t i = 0; i < arguments.repeat; ++i) {
       for (size_t layer = 0; layer < layers.size(); ++layer) {
-        prefill[layer] = std::min(prefill[layer], layers[layer]->Prefill());
+        prefill[layer] = std::min(prefill[layer], layers[layer]->Prefill().seconds);
         for (int32_t j = 0; j < 10; ++j) {
           const auto time = layers[layer]->Decode(
               {.token_budget = layer == 0 ? 0 : 4096, .unit_tokens = 64, .reuse_interval = 1});
@@ -125,6 +158,11 @@ int Main(int argc, char** argv) {
     std::printf(
         "         ceilings: bf16 product %.0f, float32 product %.0f GFLOP/s, read %.1f GB/s\n",
         ceilings.bf16_product_gflops, ceilings.f32_product_gflops, ceilings.read_gbps);
+    if (!arguments.thresholds.empty()) {
+      for (const OrderedJson& row : ThresholdRows(*layers[0], arguments, length)) {
+        threshold_rows.push_back(row);
+      }
+    }
   }
   if (!arguments.json.empty()) {
     const OrderedJson result = {{"commit", BuildCommit()},
@@ -137,7 +175,8 @@ int Main(int argc, char** argv) {
                                 {"chunk", arguments.chunk},
                                 {"repeat", arguments.repeat},
                                 {"ceilings", ceilings_json},
-                                {"rows", rows}};
+                                {"rows", rows},
+                                {"thresholds", threshold_rows}};
     CHECK_OK(WriteFileAtomically(arguments.json, DumpJson(result)));
   }
   return 0;

@@ -1,6 +1,7 @@
 #include "random_layer.h"
 
 #include <algorithm>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -53,7 +54,15 @@ RandomLayer::RandomLayer(Backend& backend, const LayerShape& shape)
   prompt_tokens_ = backend.Allocate(64).value();
 }
 
-double RandomLayer::Prefill() {
+void RandomLayer::AlikeQueries() {
+  const int64_t width = int64_t{shape_.q_heads} * shape_.head_dim * 2;
+  for (int64_t row = 1; row < shape_.chunk; ++row) {
+    std::memcpy(q_.data() + row * width, q_.data(), static_cast<size_t>(width));
+  }
+}
+
+RandomLayer::PrefillRun RandomLayer::Prefill(const PrefillPolicy& policy) {
+  PrefillRun run;
   AttendPrefillParams params{.batch = batch_,
                              .q = q_.data(),
                              .output = output_.data(),
@@ -64,18 +73,19 @@ double RandomLayer::Prefill() {
                              .dtype = DType::kBFloat16,
                              .q_heads = shape_.q_heads,
                              .group = shape_.q_heads / shape_.kv_heads,
-                             .workspace = nullptr};
+                             .workspace = nullptr,
+                             .policy = policy,
+                             .blocks = &run.blocks};
   Grow(backend_.ops().attend_prefill.workspace_bytes(params));
   params.workspace = workspace_.data();
-  double seconds = 0;
   for (int64_t first = 0; first < shape_.length; first += shape_.chunk) {
     SetStep(0, static_cast<int32_t>(first), std::min<int64_t>(shape_.chunk, shape_.length - first));
     const double start = NowSeconds();
     backend_.ops().attend_prefill.run(*stream_, params);
     CHECK_OK(stream_->Synchronize());
-    seconds += NowSeconds() - start;
+    run.seconds += NowSeconds() - start;
   }
-  return seconds;
+  return run;
 }
 
 RandomLayer::DecodeTime RandomLayer::Decode(const SelectionPolicy& policy) {
@@ -147,7 +157,9 @@ void RandomLayer::Fill(std::byte* data, int64_t bytes) {
     element = ToBFloat16(normal(random));
   }
   for (int64_t i = 0; i < bytes / 2; ++i) {
-    reinterpret_cast<BFloat16*>(data)[i] = block[static_cast<size_t>((i * 7919) % (1 << 14))];
+    // Another order each time around: equal keys would score equal.
+    const int64_t place = i * 7919 + i / (1 << 14) * 6427;
+    reinterpret_cast<BFloat16*>(data)[i] = block[static_cast<size_t>(place % (1 << 14))];
   }
 }
 

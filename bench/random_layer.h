@@ -25,8 +25,15 @@ class RandomLayer {
  public:
   RandomLayer(Backend& backend, const LayerShape& shape);
 
-  // Seconds of AttendPrefill over a whole prompt of the shape's length.
-  double Prefill();
+  // Gives all rows of a step the queries of the first: what one leaves out, all leave out.
+  void AlikeQueries();
+
+  // AttendPrefill over a whole prompt of the shape's length.
+  struct PrefillRun {
+    double seconds = 0;
+    PrefillBlocks blocks;
+  };
+  PrefillRun Prefill(const PrefillPolicy& policy = {});
 
   // Seconds of the parts of one decode step at the shape's length; policy.token_budget 0: dense.
   struct DecodeTime {

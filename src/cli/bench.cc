@@ -34,6 +34,7 @@ struct Measurement {
   std::vector<double> decode_ms;  // one a step
   int64_t kv_bytes = 0;
   int64_t resident_bytes = 0;
+  PrefillBlocks blocks;  // in dynamic prefill attention
 };
 
 // Starts the peak resident set afresh, where the system allows it.
@@ -80,6 +81,7 @@ Result<Measurement> Measure(const LoadedModel& model, const std::string& attenti
   std::vector<int32_t> slots;
   const int64_t prompt_tokens = length - arguments.decode_tokens;
   RETURN_IF_ERROR(WarmUp(*runner, model, prompt_tokens));
+  ASSIGN_OR_RETURN(const SelectionStats before, runner->Selection());
   const double prefill_start = NowSeconds();
   for (int64_t i = 0; i < arguments.batch; ++i) {
     const std::vector<int32_t> prompt = RandomPrompt(prompt_tokens, model.config.vocab_size,
@@ -92,6 +94,9 @@ Result<Measurement> Measure(const LoadedModel& model, const std::string& attenti
     slots.push_back(slot);
   }
   result.prefill_ms = (NowSeconds() - prefill_start) * 1e3;
+  ASSIGN_OR_RETURN(const SelectionStats after, runner->Selection());
+  result.blocks = {.scored = after.prefill.scored - before.prefill.scored,
+                   .weighed = after.prefill.weighed - before.prefill.weighed};
   for (int64_t step = 0; step < arguments.decode_tokens; ++step) {
     const double start = NowSeconds();
     StepInput input;
@@ -149,6 +154,11 @@ OrderedJson Summarise(const std::string& attention, int64_t length, const BenchA
   row["streaming_share"] = dense ? 0.0 : s.streaming_share;
   row["token_budget"] = dense ? 0 : s.token_budget;
   row["selection_unit"] = dense ? 64 : s.selection_unit;
+  if (const PrefillBlocks& blocks = runs[0].blocks; blocks.scored > 0) {  // alike in every run
+    row["prefill_blocks_scored"] = blocks.scored;
+    row["prefill_density"] =
+        static_cast<double>(blocks.weighed) / static_cast<double>(blocks.scored);
+  }
   row["prefill_ms_runs"] = prefill;
   row["decode_ms_runs"] = decode_mean;
   return row;

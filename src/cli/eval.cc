@@ -60,6 +60,9 @@ std::string Command(const EvalArguments& arguments) {
   add_changed("depths", options.depths, standard.depths);
   add_changed("samples", options.samples, standard.samples);
   add_changed("seed", options.seed, standard.seed);
+  if (options.teacher_forced) {
+    command += " --teacher-forced";
+  }
   add_changed("decode-tokens", options.decode_tokens, standard.decode_tokens);
   add_changed("max-length", options.filter.max_length, standard.filter.max_length);
   add_list("kinds", options.filter.kinds);
@@ -127,6 +130,8 @@ RegisteredCommand RegisterEval(CLI::App& program) {
   app->add_option("--samples", options.samples, "questions a task and length, in niah a depth too")
       ->capture_default_str();
   app->add_option("--seed", options.seed, "of the suites")->capture_default_str();
+  app->add_flag("--teacher-forced", options.teacher_forced,
+                "prefill the right answer too, predict each of its tokens from the text before it");
   app->add_option("--decode-tokens", options.decode_tokens,
                   "tokens fed as decode rows in long-generation and from the text")
       ->capture_default_str();

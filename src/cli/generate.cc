@@ -56,8 +56,13 @@ Result<std::vector<int32_t>> BuildPrompt(const LoadedModel& model,
   return model.tokenizer->EncodeRuns(runs);
 }
 
-// How often lists were made, and what the audit found, by layer.
+// What prefill left out, how often lists were made, and what the audit found, by layer.
 void PrintSelection(const SelectionStats& selection) {
+  if (selection.prefill.scored > 0) {
+    std::fprintf(stderr, "prefill: %ld of %ld KV blocks of retrieval heads weighed\n",
+                 static_cast<long>(selection.prefill.weighed),
+                 static_cast<long>(selection.prefill.scored));
+  }
   if (selection.uses > 0) {
     std::fprintf(stderr, "selection: %ld of %ld lists made, the others reused\n",
                  static_cast<long>(selection.made), static_cast<long>(selection.uses));
@@ -84,7 +89,11 @@ OrderedJson SelectionJson(const SelectionStats& selection) {
                       {"output_error_mean", layer.error_sum / rows},
                       {"output_error_most", layer.error_most}});
   }
-  return {{"lists_used", selection.uses}, {"lists_made", selection.made}, {"audit", layers}};
+  return {{"prefill_blocks_scored", selection.prefill.scored},
+          {"prefill_blocks_weighed", selection.prefill.weighed},
+          {"lists_used", selection.uses},
+          {"lists_made", selection.made},
+          {"audit", layers}};
 }
 
 Status Generate(GenerateArguments& arguments) {

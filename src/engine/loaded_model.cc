@@ -107,6 +107,10 @@ Result<AttentionMode> LoadedModel::Mode(const std::string& attention) const {
   mode.local_tokens = static_cast<int32_t>(settings.local_tokens);
   mode.score = settings.page_score == "sketch" ? PageScore::kSketch : PageScore::kMinMax;
   ASSIGN_OR_RETURN(mode.policy, PolicyOf(settings));
+  if (settings.prefill_attention == "dynamic") {
+    mode.prefill = {.threshold = static_cast<float>(settings.prefill_threshold),
+                    .dense_tokens = static_cast<int32_t>(settings.prefill_dense_tokens)};
+  }
   RETURN_IF_ERROR(Validate(mode));
   return mode;
 }

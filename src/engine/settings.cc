@@ -107,6 +107,9 @@ Status Validate(const Settings& s) {
         s.token_budget, s.selection_unit, 64 + 3 * s.selection_unit);
   }
   RETURN_IF_ERROR(ParseReuse(s.reuse_interval).status());
+  RETURN_IF_ERROR(CheckOneOf("prefill-attention", s.prefill_attention, {"static", "dynamic"}));
+  RETURN_IF_ERROR(CheckRange("prefill-threshold", s.prefill_threshold, 0.0, 1.0));
+  RETURN_IF_ERROR(CheckRange("prefill-dense-tokens", s.prefill_dense_tokens, 0, 1 << 30));
   RETURN_IF_ERROR(CheckOneOf("dtype", s.dtype, {"auto", "bfloat16", "float32"}));
   RETURN_IF_ERROR(CheckOneOf("kv-cache-dtype", s.kv_cache_dtype, {"auto", "bf16", "int8", "int4"}));
   if (s.dtype == "float32" && s.kv_cache_dtype != "auto") {

@@ -24,6 +24,9 @@ struct Settings {
   std::string page_score = "minmax";
   int64_t selection_unit = 64;
   std::string reuse_interval = "1";
+  std::string prefill_attention = "static";
+  double prefill_threshold = 0.01;
+  int64_t prefill_dense_tokens = 0;
   std::string head_plan;
   std::string dtype = "auto";
   std::string kv_cache_dtype = "auto";
@@ -56,6 +59,15 @@ struct Settings {
         "reuse-interval", s.reuse_interval,
         "decode steps that share one selection, or auto: until the query moves away (auto:DISTANCE "
         "sets how far, as a share of its length)");
+    visit(
+        "prefill-attention", s.prefill_attention,
+        "what retrieval heads read in prefill: static (everything) or dynamic (each row leaves out "
+        "blocks of keys that weigh too little)");
+    visit("prefill-threshold", s.prefill_threshold,
+          "dynamic: a row leaves out a block whose largest weight is below this share of the row's "
+          "largest so far, 0 to 1");
+    visit("prefill-dense-tokens", s.prefill_dense_tokens,
+          "dynamic: rows at positions below it read everything");
     visit("head-plan", s.head_plan,
           "gates of the KV heads, or a folder that DuoAttention published (default: "
           "full_attention_heads.tsv in the model folder)");

@@ -82,8 +82,8 @@ class DocumentReader {
   // A prompt that begins with the document, read to its end: answers are generated in forks of it.
   class Prompt {
    public:
-    Prompt(LlamaRunner& runner, int32_t slot, std::span<const int32_t> tokens)
-        : runner_(runner), slot_(slot), tokens_(tokens.begin(), tokens.end()) {}
+    Prompt(LlamaRunner& runner, int32_t slot, std::span<const int32_t> tokens, int64_t held)
+        : runner_(runner), slot_(slot), tokens_(tokens.begin(), tokens.end()), held_(held) {}
     ~Prompt() { runner_.CloseSlot(slot_); }
     Prompt(const Prompt&) = delete;
     Prompt& operator=(const Prompt&) = delete;
@@ -93,21 +93,51 @@ class DocumentReader {
     LlamaRunner& runner_;
     const int32_t slot_;
     const std::vector<int32_t> tokens_;
+    const int64_t held_;        // tokens that the slot shares with the document's
     int32_t first_token_ = -1;  // of every answer
   };
 
   Result<std::unique_ptr<Prompt>> Read(const std::vector<int32_t>& tokens) {
-    // A template may rewrite what stands above a later turn; then nothing can be shared.
-    const bool shares = tokens.size() > prefix_.size() &&
-                        std::equal(prefix_.begin(), prefix_.end(), tokens.begin());
-    ASSIGN_OR_RETURN(const int32_t slot, shares
-                                             ? runner_.Fork(prefix_slot_, tokens, kGreedySampling)
-                                             : runner_.OpenSlot(tokens, kGreedySampling));
-    auto prompt = std::make_unique<Prompt>(runner_, slot, tokens);
+    ASSIGN_OR_RETURN(std::unique_ptr<Prompt> prompt, Start(tokens));
     ASSIGN_OR_RETURN(prompt->first_token_,
-                     PrefillPrompt(runner_, slot, tokens, shares ? std::ssize(prefix_) : 0,
+                     PrefillPrompt(runner_, prompt->slot_, tokens, prompt->held_,
                                    model_.settings.max_num_batched_tokens, true));
     return prompt;
+  }
+
+  // What is likeliest at tokens[first], tokens[first + 1], ..., given those before, all of them
+  // prefilled.
+  Result<std::string> Likeliest(const std::vector<int32_t>& tokens, int64_t first) {
+    ASSIGN_OR_RETURN(const std::unique_ptr<Prompt> prompt, Start(tokens));
+    // The rows that predict them run one query block at a time: logits take memory.
+    const int64_t whole = (first - 1) / kQueryBlockTokens * kQueryBlockTokens;
+    RETURN_IF_ERROR(PrefillPrompt(runner_, prompt->slot_,
+                                  std::span(tokens).first(static_cast<size_t>(whole)),
+                                  prompt->held_, model_.settings.max_num_batched_tokens, false)
+                        .status());
+    const int64_t last = std::ssize(tokens) - 1;  // predicts what nobody asks for
+    std::vector<int32_t> likeliest;
+    int64_t end = 0;
+    for (int64_t begin = std::max(whole, prompt->held_); begin < last; begin = end) {
+      end = std::min(last, (begin / kQueryBlockTokens + 1) * kQueryBlockTokens);
+      RETURN_IF_ERROR(runner_.Reserve(prompt->slot_, end));
+      StepInput input;
+      input.chunks.push_back(
+          PromptChunk{.slot = prompt->slot_,
+                      .first_position = begin,
+                      .tokens = std::span(tokens).subspan(static_cast<size_t>(begin),
+                                                          static_cast<size_t>(end - begin))});
+      std::vector<int32_t> rows;
+      for (int64_t position = std::max(begin, first - 1); position < end; ++position) {
+        rows.push_back(static_cast<int32_t>(position - begin));
+      }
+      ASSIGN_OR_RETURN(const std::vector<float> logits, runner_.StepLogits(input, rows));
+      const auto vocab = std::ssize(logits) / std::ssize(rows);
+      for (auto row = logits.begin(); row != logits.end(); row += vocab) {
+        likeliest.push_back(static_cast<int32_t>(std::max_element(row, row + vocab) - row));
+      }
+    }
+    return model_.tokenizer->Decode(likeliest, true);
   }
 
   Result<std::string> Answer(const Prompt& prompt, int64_t max_tokens) {
@@ -119,6 +149,17 @@ class DocumentReader {
   }
 
  private:
+  // A slot for the prompt, which holds the tokens that it shares with the other prompts.
+  Result<std::unique_ptr<Prompt>> Start(const std::vector<int32_t>& tokens) {
+    // A template may rewrite what stands above a later turn; then nothing can be shared.
+    const bool shares = tokens.size() > prefix_.size() &&
+                        std::equal(prefix_.begin(), prefix_.end(), tokens.begin());
+    ASSIGN_OR_RETURN(const int32_t slot, shares
+                                             ? runner_.Fork(prefix_slot_, tokens, kGreedySampling)
+                                             : runner_.OpenSlot(tokens, kGreedySampling));
+    return std::make_unique<Prompt>(runner_, slot, tokens, shares ? std::ssize(prefix_) : 0);
+  }
+
   Result<std::string> AnswerInSlot(int32_t slot, const Prompt& prompt, int64_t max_tokens) {
     const std::vector<int32_t>& eos = model_.config.eos_token_ids;
     int32_t token = prompt.first_token_;
@@ -211,6 +252,24 @@ class RunProgress {
   Answers answers_;
 };
 
+// What the model makes of the right answer; nothing of it depends on decode, so all runs share it.
+Status ForceAnswer(const LoadedModel& model, DocumentReader& reader, const LlamaRunner& runner,
+                   const QuestionSet& set, size_t index, std::vector<int32_t> tokens,
+                   std::vector<RunProgress>& runs) {
+  const Question& question = set.questions[index];
+  const auto first = std::ssize(tokens);
+  const std::vector<int32_t> answer = model.tokenizer->Encode(*question.WholeAnswer());
+  tokens.insert(tokens.end(), answer.begin(), answer.end());
+  RETURN_IF_ERROR(CheckFits(tokens, question, runner));
+  ASSIGN_OR_RETURN(const std::string prediction, reader.Likeliest(tokens, first));
+  for (RunProgress& progress : runs) {
+    if (!progress.done(index)) {
+      progress.Take(index, prediction, SelectionStats{});
+    }
+  }
+  return OkStatus();
+}
+
 // A question's answers by all runs that have not given theirs.
 Status AnswerQuestion(DocumentReader& reader, LlamaRunner& runner, const QuestionSet& set,
                       size_t index, const Conversation& conversation,
@@ -236,9 +295,11 @@ Status AnswerQuestion(DocumentReader& reader, LlamaRunner& runner, const Questio
 
 Result<std::vector<Answers>> AnswerQuestions(const LoadedModel& model,
                                              std::span<const EvalRun> runs, const QuestionSet& set,
-                                             PartialResults& partial,
+                                             AnswerMode mode, PartialResults& partial,
                                              const EvalProgress& progress) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<LlamaRunner> runner, MakeRunner(model, runs[0]));
+  const bool forced = mode == AnswerMode::kTeacherForced;
+  ASSIGN_OR_RETURN(const std::unique_ptr<LlamaRunner> runner,
+                   MakeRunner(model, runs[0], forced ? kQueryBlockTokens : 0));
   std::vector<RunProgress> states;
   std::map<size_t, std::vector<size_t>> by_document;  // questions that a run has left
   int64_t left = 0;
@@ -271,13 +332,16 @@ Result<std::vector<Answers>> AnswerQuestions(const LoadedModel& model,
                            set.questions.size(), tokens, prompts[0].size()));
     }));
     for (size_t i = 0; i < rows.size(); ++i, --left) {
-      RETURN_IF_ERROR(
-          AnswerQuestion(reader, *runner, set, rows[i], conversations[i], prompts[i], states));
+      RETURN_IF_ERROR(forced ? ForceAnswer(model, reader, *runner, set, rows[i], prompts[i], states)
+                             : AnswerQuestion(reader, *runner, set, rows[i], conversations[i],
+                                              prompts[i], states));
     }
   }
+  ASSIGN_OR_RETURN(const SelectionStats read, runner->Selection());
   std::vector<Answers> answers;
   for (RunProgress& state : states) {
     answers.push_back(std::move(state).TakeAnswers());
+    answers.back().selection.prefill = read.prefill;
   }
   return answers;
 }

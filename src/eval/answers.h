@@ -1,4 +1,4 @@
-// Greedy answers to questions over documents: a document is prefilled once, up to an absolute chunk
+// Answers to questions over documents: a document is prefilled once, up to an absolute chunk
 // boundary before its first question, and forked for each question.
 #pragma once
 
@@ -17,16 +17,25 @@ namespace lserve {
 // newlines.
 struct Answers {
   std::vector<std::string> predictions;
-  SelectionStats selection;  // lists used and made
+  SelectionStats selection;  // lists used and made; what was prefilled since the run was resumed
+};
+
+enum class AnswerMode {
+  kGreedy,  // generated, in decode rows
+  // The right answer (Question::WholeAnswer) stands below the prompt and all of it is prefilled: a
+  // prediction is what the model thinks likeliest at each token of the answer, given the text
+  // before it. So it is prefill rows that must retrieve.
+  kTeacherForced,
 };
 
 // The answers of runs that share their prefill: a document and each of its questions are read once,
-// and every run answers in a fork. What `partial` has
-// is taken from there, the rest is written there as it comes. The model must have its weights and
-// room for four sequences: document, question, a later turn of it, answer.
+// and every run answers in a fork. What `partial` has is taken from there, the rest is written
+// there as it comes. The model must have its weights and room for four sequences: document,
+// question, a later turn of it, answer.
 // Errors: kInvalidArgument (a prompt longer than the context; both are named), those of the runner.
 Result<std::vector<Answers>> AnswerQuestions(const LoadedModel& model,
                                              std::span<const EvalRun> runs, const QuestionSet& set,
-                                             PartialResults& partial, const EvalProgress& progress);
+                                             AnswerMode mode, PartialResults& partial,
+                                             const EvalProgress& progress);
 
 }  // namespace lserve

@@ -87,6 +87,16 @@ Result<QuestionSet> GatherQuestions(const LoadedModel& model, const EvalOptions&
       RETURN_IF_ERROR(set.Append(std::move(made)));
     }
   }
+  for (const Question& question : set.questions) {
+    if (options.teacher_forced && question.WholeAnswer() == nullptr) {
+      return InvalidArgument(
+          "--teacher-forced takes questions of one turn whose answer is known: {} of {} has {} "
+          "turns "
+          "and {} expected values",
+          question.id, question.kind, std::max<size_t>(1, question.turns.size()),
+          question.expected.size());
+    }
+  }
   return set;
 }
 
@@ -120,6 +130,7 @@ OrderedJson PartialHeader(const LoadedModel& model, const EvalOptions& options) 
   header["depths"] = options.depths;
   header["samples"] = options.samples;
   header["seed"] = options.seed;
+  header["teacher_forced"] = options.teacher_forced;
   header["decode_tokens"] = options.decode_tokens;
   header["budgets"] = options.sweep.budgets;
   header["selections"] = options.sweep.selections;
@@ -213,6 +224,7 @@ Result<EvalReport> Evaluate(const LoadedModel& model, const EvalOptions& options
     ASSIGN_OR_RETURN(report.gates,
                      ReadHeadGates(model.plan_source, model.plan.layers(), model.plan.kv_heads()));
   }
+  const AnswerMode mode = options.teacher_forced ? AnswerMode::kTeacherForced : AnswerMode::kGreedy;
   for (size_t first = 0; first < runs.size();) {
     size_t end = first + 1;
     while (end < runs.size() && SharePrefill(runs[first], runs[end])) {
@@ -221,7 +233,7 @@ Result<EvalReport> Evaluate(const LoadedModel& model, const EvalOptions& options
     std::vector<Answers> answers(end - first);
     if (!material.set.questions.empty()) {
       ASSIGN_OR_RETURN(answers, AnswerQuestions(model, std::span(runs).subspan(first, end - first),
-                                                material.set, partial, progress));
+                                                material.set, mode, partial, progress));
     }
     for (size_t i = 0; i < answers.size(); ++i) {
       RunAnswers run{.run = runs[first + i], .answers = std::move(answers[i]), .scores = {}};

@@ -27,6 +27,7 @@ struct EvalOptions {
   int64_t depths = 5;
   int64_t samples = 10;
   uint64_t seed = 1;
+  bool teacher_forced = false;   // answers, see AnswerMode
   int64_t decode_tokens = 2048;  // fed as decode rows in long-generation and from a text
   QuestionFilter filter;         // of the files' questions
   Sweep sweep;                   // what "lserve" is run with

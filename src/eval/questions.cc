@@ -33,6 +33,13 @@ bool NamesWord(const std::string& text, const std::string& value) {
 
 }  // namespace
 
+const std::string* Question::WholeAnswer() const {
+  if (turns.size() > 1) {
+    return nullptr;
+  }
+  return !answer.empty() ? &answer : expected.size() == 1 ? &expected[0] : nullptr;
+}
+
 Status QuestionSet::Append(QuestionSet other) {
   std::set<std::string> ids;
   for (const Question& question : questions) {

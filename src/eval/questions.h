@@ -29,8 +29,12 @@ struct Question {
   // stand between. Empty: the document is the whole prompt, sent without a chat template.
   std::vector<std::string> turns;
   std::vector<std::string> expected;  // kExact: one
+  std::string answer;  // a right answer in full, where it is more than one expected text
   Scoring scoring = Scoring::kExact;
   int64_t max_answer_tokens = 64;  // of each turn
+
+  // What teacher forcing feeds: a right answer. Null: more than one turn, or nobody knows it.
+  const std::string* WholeAnswer() const;
 };
 
 struct QuestionSet {

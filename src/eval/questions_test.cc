@@ -58,5 +58,16 @@ TEST(QuestionSetTest, AppendMovesDocumentsAlongAndRefusesARepeatedId) {
   EXPECT_THAT(twice.message(), HasSubstr("\"b\""));
 }
 
+TEST(QuestionTest, WholeAnswerIsKnownOrNot) {
+  Question question = Expecting(Scoring::kValues, {"a"});
+  EXPECT_EQ(*question.WholeAnswer(), "a");
+  question.expected = {"a", "b"};
+  EXPECT_EQ(question.WholeAnswer(), nullptr);
+  question.answer = "They are a and b.";
+  EXPECT_EQ(*question.WholeAnswer(), "They are a and b.");
+  question.turns = {"one", "two"};
+  EXPECT_EQ(question.WholeAnswer(), nullptr);
+}
+
 }  // namespace
 }  // namespace lserve

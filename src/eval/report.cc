@@ -60,6 +60,12 @@ OrderedJson RunJson(const EvalReport& report, const RunAnswers& answers) {
     json["selection"] = {{"lists_used", answers.answers.selection.uses},
                          {"lists_made", answers.answers.selection.made}};
   }
+  if (const PrefillBlocks& blocks = answers.answers.selection.prefill; blocks.scored > 0) {
+    json["prefill"] = {
+        {"blocks_scored", blocks.scored},
+        {"blocks_weighed", blocks.weighed},
+        {"density", static_cast<double>(blocks.weighed) / static_cast<double>(blocks.scored)}};
+  }
   json["rows"] = std::move(rows);
   return json;
 }

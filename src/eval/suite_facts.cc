@@ -13,6 +13,7 @@ Question AskFor(const Fact& fact) {
   Question question;
   question.turns = {fact.question};
   question.expected = fact.values;
+  question.answer = fact.answer;
   question.scoring = Scoring::kValues;
   return question;
 }

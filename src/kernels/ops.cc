@@ -306,6 +306,14 @@ Status Validate(const AttendDecodeParams& params) {
   return CheckLists(op, params.lists, params.retrieval.layout.heads, params.policy);
 }
 
+Status Validate(const PrefillPolicy& policy) {
+  const char* op = "prefill policy";
+  if (!(policy.threshold >= 0.0f && policy.threshold <= 1.0f)) {
+    return InvalidArgument("{}: the threshold is {}, must be 0 to 1", op, policy.threshold);
+  }
+  return AtLeast(op, "dense_tokens", policy.dense_tokens, 0);
+}
+
 Status Validate(const AttendPrefillParams& params) {
   const char* op = "attend_prefill";
   RETURN_IF_ERROR(CheckBatch(op, params.batch));
@@ -319,6 +327,7 @@ Status Validate(const AttendPrefillParams& params) {
   if ((params.block_offsets == nullptr) != (params.block_ids == nullptr)) {
     return InvalidArgument("{}: block_offsets and block_ids must be given together", op);
   }
+  RETURN_IF_ERROR(Validate(params.policy).Annotate(op));
   RETURN_IF_ERROR(NotNull(op, "q", params.q));
   return NotNull(op, "output", params.output);
 }

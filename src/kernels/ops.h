@@ -293,12 +293,48 @@ struct AttendDecodeParams {
   float* log_sums = nullptr;
 };
 
+// KV blocks between two looks of a prefill row at its running maximum: a step of its walk.
+inline constexpr int32_t kPrefillStepBlocks = 4;
+
+// The KV block at place i of a walk that leaves blocks out, over all that a query block may see, 2
+// * (query_block + 1) blocks: the first step has block 0, the one before the query block and its
+// own two, where the highest scores usually are; then the others, ascending.
+constexpr int32_t WalkedBlock(int32_t query_block, int32_t i) {
+  const int32_t newest = query_block == 0 ? 1 : 2 * query_block - 1;
+  return i == 0 ? 0 : i < kPrefillStepBlocks ? newest + i - 1 : i - kPrefillStepBlocks + 1;
+}
+
+// What prefill rows of retrieval heads leave out (after BLASST, arXiv 2512.12087): nothing is
+// estimated, the scores themselves decide. A row at position >= dense_tokens leaves out a KV block
+// if the largest weight exp(s / sqrt(head_dim)) of its keys there is below `threshold` times the
+// largest weight that the row has seen in its walk so far, this step included: the block adds
+// neither to the row's output nor to its softmax sum.
+struct PrefillPolicy {
+  float threshold = 0.0f;    // 0 to 1; 0: static, nothing is left out
+  int32_t dense_tokens = 0;  // rows at positions below it read everything; >= 0
+};
+
+// Work of retrieval heads in prefill: pairs of a KV block and a tile of query rows, which a backend
+// cuts as it likes.
+struct PrefillBlocks {
+  int64_t scored = 0;   // Q K^T was computed
+  int64_t weighed = 0;  // of these, some row of the tile did not leave the block out
+};
+
 // Softmax attention of the prefill rows, causal, after the retrieval append and before the
-// streaming append. Each head and query block (128 tokens at absolute multiples) walks an ordered
-// list of KV blocks of 64 tokens: retrieval heads all causal blocks, or those a list names;
-// streaming heads their sink and local blocks, masked exactly by token. A row sees the block of its
-// own page in full and earlier ones as they were closed, so one query block may read its first page
-// in both forms.
+// streaming append; of chunks of one row also after that. The batch may name some of the step's
+// rows alone, as chunks that begin and end elsewhere in it. Each head and query block (128 tokens
+// at absolute multiples) walks an ordered list of KV blocks of 64 tokens: retrieval heads all
+// causal blocks, or those a list names; streaming heads their sink and local blocks, masked exactly
+// by token. A row sees the block of its own page in full and earlier ones as they were closed, so
+// one query block may read its first page in both forms.
+//
+// With a threshold above 0 the order matters: a list of all blocks is walked as WalkedBlock says, a
+// given one as it stands, in steps of kPrefillStepBlocks. A block that a chunk does not reach yet
+// keeps its place, so what a row leaves out depends on its query and the keys before it alone. A
+// backend may take other steps: the maximum that it compares with is that of the keys walked so
+// far, at least the block's own and those of the steps before it. Without a threshold every list is
+// walked ascending.
 struct AttendPrefillParams {
   BatchView batch;
   const void* q;  // [max_rows, q_heads, head_dim] of dtype
@@ -314,6 +350,8 @@ struct AttendPrefillParams {
   int32_t q_heads;
   int32_t group;
   void* workspace;
+  PrefillPolicy policy = {};
+  PrefillBlocks* blocks = nullptr;  // what retrieval heads read is added to it; or null
 };
 
 // ---- Sampling
@@ -422,6 +460,7 @@ Status Validate(const AppendStreamingParams& params);
 Status Validate(const SelectionPolicy& policy);
 Status Validate(const SelectUnitsParams& params);
 Status Validate(const AttendDecodeParams& params);
+Status Validate(const PrefillPolicy& policy);
 Status Validate(const AttendPrefillParams& params);
 Status Validate(const SampleParams& params);
 

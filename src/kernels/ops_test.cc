@@ -3,11 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "kernels/backend.h"
 
 namespace lserve {
 namespace {
 
+using testing::ElementsAre;
 using testing::HasSubstr;
 
 TEST(SelectionPolicy, BudgetIsAMultipleOfTheUnitAndHoldsWhatIsForced) {
@@ -21,6 +24,29 @@ TEST(SelectionPolicy, BudgetIsAMultipleOfTheUnitAndHoldsWhatIsForced) {
   EXPECT_THAT(Validate(SelectionPolicy{4096, 48, 1}).message(), HasSubstr("48"));
   EXPECT_THAT(Validate(SelectionPolicy{4096, 64, 0}).message(), HasSubstr("interval is 0"));
   EXPECT_FALSE(Validate(SelectionPolicy{-64, 64, 1}).ok());
+}
+
+TEST(PrefillPolicy, ThresholdIsAFraction) {
+  EXPECT_TRUE(Validate(PrefillPolicy{0.0f, 0}).ok());
+  EXPECT_TRUE(Validate(PrefillPolicy{1.0f, 128}).ok());
+  EXPECT_THAT(Validate(PrefillPolicy{1.5f, 0}).message(), HasSubstr("1.5"));
+  EXPECT_THAT(Validate(PrefillPolicy{-0.1f, 0}).message(), HasSubstr("-0.1"));
+  EXPECT_THAT(Validate(PrefillPolicy{std::nanf(""), 0}).message(), HasSubstr("nan"));
+  EXPECT_THAT(Validate(PrefillPolicy{0.5f, -1}).message(), HasSubstr("-1"));
+}
+
+TEST(WalkedBlock, EveryBlockOnceSinkAndNewestFirst) {
+  const auto walk = [](int32_t query_block) {
+    std::vector<int32_t> blocks;
+    for (int32_t i = 0; i < 2 * (query_block + 1); ++i) {
+      blocks.push_back(WalkedBlock(query_block, i));
+    }
+    return blocks;
+  };
+  EXPECT_THAT(walk(0), ElementsAre(0, 1));
+  EXPECT_THAT(walk(1), ElementsAre(0, 1, 2, 3));
+  EXPECT_THAT(walk(2), ElementsAre(0, 3, 4, 5, 1, 2));
+  EXPECT_THAT(walk(4), ElementsAre(0, 7, 8, 9, 1, 2, 3, 4, 5, 6));
 }
 
 TEST(StreamingRingSlot, SinkPagesStandAndTheRestTurns) {

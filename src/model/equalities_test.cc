@@ -45,9 +45,17 @@ struct Attention {
   int32_t sink_tokens = 16;
   int32_t local_tokens = 48;
   SelectionPolicy policy{.token_budget = 128, .unit_tokens = 16, .reuse_interval = 1};
+  PrefillPolicy prefill = {};
   int64_t max_model_len = 1024;
   int32_t max_num_seqs = 4;
 };
+
+// Both ways of prefill attention.
+std::vector<Attention> StaticAndDynamicPrefill() {
+  Attention dynamic;
+  dynamic.prefill = {.threshold = 0.5f, .dense_tokens = 70};
+  return {Attention{}, dynamic};
+}
 
 // A model on a backend, and short ways to drive its runner.
 class Instance {
@@ -67,6 +75,7 @@ class Instance {
       mode.local_tokens = attention.local_tokens;
       mode.score = device.score;
       mode.policy = attention.policy;
+      mode.prefill = attention.prefill;
     }
     const auto weights =
         ModelWeights::Load(folder, config, plan, device.dtype, *backend_, nullptr).value();
@@ -166,59 +175,111 @@ class Equalities : public ::testing::TestWithParam<Device> {
 };
 
 TEST_P(Equalities, ChunkingChangesNoBit) {
-  Instance instance(folder_, GetParam(), Attention{});
-  const std::vector<float> whole = instance.Run(prompt_, generated_);
-  const std::vector<std::vector<int64_t>> splits = {
-      {1, 1, 1, 1024}, {63, 64, 65, 1024}, {127, 1, 128, 100}, {128}, {64}, {50}, {384, 18, 1}};
-  for (const std::vector<int64_t>& split : splits) {
-    EXPECT_EQ(instance.Run(prompt_, generated_, split), whole)
-        << "chunks of " << fmt::format("{}", fmt::join(split, ", "));
+  for (const Attention& attention : StaticAndDynamicPrefill()) {
+    Instance instance(folder_, GetParam(), attention);
+    const std::vector<float> whole = instance.Run(prompt_, generated_);
+    const std::vector<std::vector<int64_t>> splits = {
+        {1, 1, 1, 1024}, {63, 64, 65, 1024}, {127, 1, 128, 100}, {128}, {64}, {50}, {384, 18, 1}};
+    for (const std::vector<int64_t>& split : splits) {
+      EXPECT_EQ(instance.Run(prompt_, generated_, split), whole)
+          << "chunks of " << fmt::format("{}", fmt::join(split, ", "));
+    }
   }
 }
 
-TEST_P(Equalities, OtherSequencesInTheBatchChangeNoBit) {
-  Instance instance(folder_, GetParam(), Attention{});
-  const std::vector<float> alone = instance.Run(prompt_, generated_);
-  const auto width = static_cast<size_t>(instance.runner().limits().vocab_size);
-
-  // Two strangers decode and prefill in every step that our sequence takes.
-  const std::vector<int32_t> stranger = RandomTokens(900, 97, 13);
-  const int32_t decoding = instance.Open(stranger);
-  instance.Prefill(decoding, stranger, 0, 200);
-  const int32_t prefilling = instance.Open(stranger);
-  const int32_t slot = instance.Open(prompt_);
-  LlamaRunner& runner = instance.runner();
-  int64_t ours = 0, theirs = 200, filled = 0;
-  std::vector<float> mixed;
-  for (size_t step = 0; step < 3 + generated_.size(); ++step) {
-    StepInput input;
-    CHECK_OK(runner.Reserve(decoding, theirs + 1));
-    input.decode.push_back(DecodeRow{.slot = decoding, .position = theirs, .token = 5});
-    ++theirs;
-    CHECK_OK(runner.Reserve(prefilling, filled + 37));
-    input.chunks.push_back(Instance::Chunk(prefilling, stranger, filled, filled + 37));
-    filled += 37;
-    int32_t row = 0;
-    if (step < 3) {  // 128, 256, rest
-      const int64_t end = step < 2 ? ours + 128 : std::ssize(prompt_);
-      CHECK_OK(runner.Reserve(slot, end));
-      input.chunks.push_back(Instance::Chunk(slot, prompt_, ours, end));
-      row = static_cast<int32_t>(1 + 37 + (end - ours) - 1);
-      ours = end;
-    } else {
-      CHECK_OK(runner.Reserve(slot, ours + 1));
-      input.decode.push_back(
-          DecodeRow{.slot = slot, .position = ours, .token = generated_[step - 3]});
-      ++ours;
-      row = 1;
-    }
-    const std::vector<float> logits = runner.StepLogits(input, std::vector<int32_t>{row}).value();
-    if (step >= 2) {
-      mixed.insert(mixed.end(), logits.begin(), logits.end());
+// A step that samples attends in its last layer for the sampled rows alone, after the ring has
+// taken the chunk in; StepLogits does neither.
+TEST_P(Equalities, SampledTokensAreTheArgmaxOfTheLogits) {
+  for (const Attention& attention : StaticAndDynamicPrefill()) {
+    Instance instance(folder_, GetParam(), attention);
+    for (const int64_t length : {1, 63, 64, 65, 128, 129, 200, 256, 321, 403}) {
+      const std::vector<int32_t> prompt(prompt_.begin(), prompt_.begin() + length);
+      const std::vector<float> logits = instance.Run(prompt, {});
+      const auto argmax = std::max_element(logits.begin(), logits.end()) - logits.begin();
+      for (const int64_t chunk : {403, 130}) {
+        const int32_t slot = instance.Open(prompt);
+        std::vector<SampledToken> sampled;
+        for (int64_t first = 0; first < length; first += chunk) {
+          const int64_t end = std::min(length, first + chunk);
+          CHECK_OK(instance.runner().Reserve(slot, end));
+          StepInput input;
+          input.chunks.push_back(Instance::Chunk(slot, prompt, first, end));
+          input.chunks[0].sample = end == length;
+          sampled = instance.runner().Step(input).value();
+        }
+        ASSERT_EQ(sampled.size(), 1u);
+        EXPECT_EQ(sampled[0].token, argmax) << length << " tokens in chunks of " << chunk;
+        instance.runner().CloseSlot(slot);
+      }
     }
   }
-  ASSERT_EQ(mixed.size(), (1 + generated_.size()) * width);
-  EXPECT_EQ(mixed, alone);
+}
+
+TEST_P(Equalities, PrefillThatLeavesNothingOutIsStatic) {
+  Attention attention;
+  attention.policy.token_budget = 448;  // a selection would turn rounding into other units
+  const std::vector<float> everything =
+      Instance(folder_, GetParam(), attention).Run(prompt_, generated_);
+  attention.prefill = {.threshold = 1e-30f};
+  Instance instance(folder_, GetParam(), attention);
+  const std::vector<float> nothing_out = instance.Run(prompt_, generated_);
+  EXPECT_LT(CompareLogits(nothing_out, everything, 97).relative, Tolerance());
+  const PrefillBlocks all = instance.runner().Selection().value().prefill;
+  EXPECT_GT(all.scored, 0);
+  EXPECT_EQ(all.weighed, all.scored);
+
+  attention.prefill = {.threshold = 1.0f, .dense_tokens = 403};
+  EXPECT_EQ(Instance(folder_, GetParam(), attention).Run(prompt_, generated_), nothing_out);
+  attention.prefill = {.threshold = 1.0f, .dense_tokens = 0};
+  Instance dynamic(folder_, GetParam(), attention);
+  EXPECT_NE(dynamic.Run(prompt_, generated_), nothing_out);
+}
+
+TEST_P(Equalities, OtherSequencesInTheBatchChangeNoBit) {
+  for (const Attention& attention : StaticAndDynamicPrefill()) {
+    Instance instance(folder_, GetParam(), attention);
+    const std::vector<float> alone = instance.Run(prompt_, generated_);
+    const auto width = static_cast<size_t>(instance.runner().limits().vocab_size);
+
+    // Two strangers decode and prefill in every step that our sequence takes.
+    const std::vector<int32_t> stranger = RandomTokens(900, 97, 13);
+    const int32_t decoding = instance.Open(stranger);
+    instance.Prefill(decoding, stranger, 0, 200);
+    const int32_t prefilling = instance.Open(stranger);
+    const int32_t slot = instance.Open(prompt_);
+    LlamaRunner& runner = instance.runner();
+    int64_t ours = 0, theirs = 200, filled = 0;
+    std::vector<float> mixed;
+    for (size_t step = 0; step < 3 + generated_.size(); ++step) {
+      StepInput input;
+      CHECK_OK(runner.Reserve(decoding, theirs + 1));
+      input.decode.push_back(DecodeRow{.slot = decoding, .position = theirs, .token = 5});
+      ++theirs;
+      CHECK_OK(runner.Reserve(prefilling, filled + 37));
+      input.chunks.push_back(Instance::Chunk(prefilling, stranger, filled, filled + 37));
+      filled += 37;
+      int32_t row = 0;
+      if (step < 3) {  // 128, 256, rest
+        const int64_t end = step < 2 ? ours + 128 : std::ssize(prompt_);
+        CHECK_OK(runner.Reserve(slot, end));
+        input.chunks.push_back(Instance::Chunk(slot, prompt_, ours, end));
+        row = static_cast<int32_t>(1 + 37 + (end - ours) - 1);
+        ours = end;
+      } else {
+        CHECK_OK(runner.Reserve(slot, ours + 1));
+        input.decode.push_back(
+            DecodeRow{.slot = slot, .position = ours, .token = generated_[step - 3]});
+        ++ours;
+        row = 1;
+      }
+      const std::vector<float> logits = runner.StepLogits(input, std::vector<int32_t>{row}).value();
+      if (step >= 2) {
+        mixed.insert(mixed.end(), logits.begin(), logits.end());
+      }
+    }
+    ASSERT_EQ(mixed.size(), (1 + generated_.size()) * width);
+    EXPECT_EQ(mixed, alone);
+  }
 }
 
 TEST_P(Equalities, PagePlacementChangesNoBit) {
@@ -370,23 +431,25 @@ TEST_P(Equalities, RebuiltSequenceKeepsItsPenalties) {
 }
 
 TEST_P(Equalities, ForkContinuesAsItsOriginWould) {
-  Instance instance(folder_, GetParam(), Attention{});
-  for (const int64_t at : {128, 256, 300}) {
-    const std::vector<float> want = instance.Run(prompt_, generated_, {at, 1024});
-    const int32_t origin = instance.Open(prompt_);
-    instance.Prefill(origin, prompt_, 0, at);
-    const int32_t fork = instance.runner().Fork(origin, prompt_, kGreedy).value();
-    // The origin goes its own way first: nothing that it writes may show in the fork.
-    const std::vector<int32_t> other = RandomTokens(600, 97, 31);
-    instance.Prefill(origin, other, at, 600);
-    instance.runner().CloseSlot(origin);
-    std::vector<float> got = instance.Prefill(fork, prompt_, at, 403);
-    for (size_t i = 0; i < generated_.size(); ++i) {
-      const auto part = instance.Decode(fork, 403 + static_cast<int64_t>(i), generated_[i]);
-      got.insert(got.end(), part.begin(), part.end());
+  for (const Attention& attention : StaticAndDynamicPrefill()) {
+    Instance instance(folder_, GetParam(), attention);
+    for (const int64_t at : {128, 256, 300}) {
+      const std::vector<float> want = instance.Run(prompt_, generated_, {at, 1024});
+      const int32_t origin = instance.Open(prompt_);
+      instance.Prefill(origin, prompt_, 0, at);
+      const int32_t fork = instance.runner().Fork(origin, prompt_, kGreedy).value();
+      // The origin goes its own way first: nothing that it writes may show in the fork.
+      const std::vector<int32_t> other = RandomTokens(600, 97, 31);
+      instance.Prefill(origin, other, at, 600);
+      instance.runner().CloseSlot(origin);
+      std::vector<float> got = instance.Prefill(fork, prompt_, at, 403);
+      for (size_t i = 0; i < generated_.size(); ++i) {
+        const auto part = instance.Decode(fork, 403 + static_cast<int64_t>(i), generated_[i]);
+        got.insert(got.end(), part.begin(), part.end());
+      }
+      EXPECT_EQ(got, want) << "fork at " << at;
+      instance.runner().CloseSlot(fork);
     }
-    EXPECT_EQ(got, want) << "fork at " << at;
-    instance.runner().CloseSlot(fork);
   }
 }
 

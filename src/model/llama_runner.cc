@@ -27,11 +27,31 @@ struct StepLayout {
         row_position(row_slot + Padded(int64_t{batch.max_rows} * 4)),
         row_token(row_position + Padded(int64_t{batch.max_rows} * 4)),
         chunks(row_token + Padded(int64_t{batch.max_rows} * 4)),
-        logit_row(chunks + Padded(batch.max_chunks * static_cast<int64_t>(sizeof(PrefillChunk)))),
-        bytes(logit_row + Padded(int64_t{batch.max_logit_rows} * 4)) {}
+        logit_row(chunks + ChunkBytes(batch)),
+        last_counts(logit_row + Padded(int64_t{batch.max_logit_rows} * 4)),
+        last_chunks(last_counts + Padded(kBatchCounts * 4)),
+        bytes(last_chunks + ChunkBytes(batch)) {}
 
-  int64_t counts, row_slot, row_position, row_token, chunks, logit_row, bytes;
+  static int64_t ChunkBytes(const BatchView& batch) {
+    return Padded(batch.max_chunks * static_cast<int64_t>(sizeof(PrefillChunk)));
+  }
+
+  int64_t counts, row_slot, row_position, row_token, chunks, logit_row;
+  int64_t last_counts, last_chunks;  // of last_rows_
+  int64_t bytes;
 };
+
+// The chunk's last row as a chunk.
+PrefillChunk LastRow(const PrefillChunk& chunk) {
+  const int32_t position = chunk.first_position + chunk.rows - 1;
+  PrefillChunk last = chunk;
+  last.first_position = position;
+  last.first_row += chunk.rows - 1;
+  last.rows = 1;
+  last.first_chunk_page += position / kPageTokens - chunk.first_position / kPageTokens;
+  last.first_query_block += position / kQueryBlockTokens - chunk.first_position / kQueryBlockTokens;
+  return last;
+}
 
 }  // namespace
 
@@ -173,6 +193,7 @@ Status LlamaRunner::AllocateMemory(const RunnerOptions& options) {
       {&sampling_, slots * static_cast<int64_t>(sizeof(SlotSampling))},
       {&token_counts_, slots * config.vocab_size * 4},
       {&prompt_seen_, slots * config.vocab_size},
+      {&prefill_blocks_, static_cast<int64_t>(sizeof(PrefillBlocks))},
       {&sampled_, (int64_t{batch_.max_logit_rows} + kRowSlack) * 4},
       {&step_device_, StepLayout(batch_).bytes},
   };
@@ -191,6 +212,9 @@ Status LlamaRunner::AllocateMemory(const RunnerOptions& options) {
   batch_.row_token = at(layout.row_token);
   batch_.chunks = reinterpret_cast<const PrefillChunk*>(at(layout.chunks));
   batch_.logit_row = at(layout.logit_row);
+  last_rows_ = batch_;
+  last_rows_.counts = at(layout.last_counts);
+  last_rows_.chunks = reinterpret_cast<const PrefillChunk*>(at(layout.last_chunks));
   RETURN_IF_ERROR(AllocateLists());
   audit_rate_ = options.audit_rate;
   if (audit_rate_ > 0 && !mode_.dense()) {
@@ -203,7 +227,7 @@ Status LlamaRunner::AllocateMemory(const RunnerOptions& options) {
 }
 
 template <typename Visitor>
-void LlamaRunner::ForEachAttentionOp(Pass pass, size_t layer, Visitor&& visit) const {
+void LlamaRunner::ForEachAttentionOp(Pass pass, bool sample, size_t layer, Visitor&& visit) const {
   const Ops& ops = backend_.ops();
   const RetrievalLane retrieval = cache_->retrieval(static_cast<int32_t>(layer));
   const StreamingLane streaming = cache_->streaming(static_cast<int32_t>(layer));
@@ -248,21 +272,37 @@ void LlamaRunner::ForEachAttentionOp(Pass pass, size_t layer, Visitor&& visit) c
   if (pass == Pass::kAuditedDecode) {
     audit_->Visit(layer, ops.attend_decode, attend, visit);
   }
-  if (pass == Pass::kMixed) {
-    visit(ops.attend_prefill, AttendPrefillParams{.batch = batch_,
-                                                  .q = forward_.q().data(),
-                                                  .output = forward_.attended().data(),
-                                                  .retrieval = retrieval,
-                                                  .streaming = streaming,
-                                                  .block_offsets = nullptr,
-                                                  .block_ids = nullptr,
-                                                  .dtype = forward_.dtype(),
-                                                  .q_heads = forward_.q_heads(),
-                                                  .group = forward_.group(),
-                                                  .workspace = forward_.workspace()});
+  if (pass != Pass::kMixed) {
+    return;
+  }
+  AttendPrefillParams prefill{
+      .batch = batch_,
+      .q = forward_.q().data(),
+      .output = forward_.attended().data(),
+      .retrieval = retrieval,
+      .streaming = streaming,
+      .block_offsets = nullptr,
+      .block_ids = nullptr,
+      .dtype = forward_.dtype(),
+      .q_heads = forward_.q_heads(),
+      .group = forward_.group(),
+      .workspace = forward_.workspace(),
+      .policy = mode_.prefill,
+      .blocks = mode_.prefill.threshold > 0.0f ? prefill_blocks_.As<PrefillBlocks>() : nullptr};
+  const auto append = [&] {
     if (streaming.layout.heads > 0) {
       visit(ops.append_streaming, AppendStreamingParams{.batch = batch_, .streaming = streaming});
     }
+  };
+  if (sample && layer + 1 == weights_->layers.size()) {
+    // Above the last layer only the rows that are sampled matter. They are the newest of their
+    // sequences, so that the ring, too, holds what they see.
+    append();
+    prefill.batch = last_rows_;
+    visit(ops.attend_prefill, prefill);
+  } else {
+    visit(ops.attend_prefill, prefill);
+    append();
   }
 }
 
@@ -286,7 +326,7 @@ void LlamaRunner::ForEachOp(Pass pass, const BatchView& batch, bool sample,
     forward_.VisitLayer(
         layer, cache_->retrieval(static_cast<int32_t>(layer)),
         cache_->streaming(static_cast<int32_t>(layer)),
-        [&] { ForEachAttentionOp(pass, layer, visit); }, visit);
+        [&] { ForEachAttentionOp(pass, sample, layer, visit); }, visit);
   }
   forward_.VisitLogits(visit);
   if (sample) {
@@ -462,6 +502,17 @@ LlamaRunner::Pass LlamaRunner::FillStep(const StepInput& input,
   counts[kChunks] = static_cast<int32_t>(input.chunks.size());
   counts[kLogitRows] = static_cast<int32_t>(logit_rows.size());
   std::copy(logit_rows.begin(), logit_rows.end(), at(layout.logit_row));
+  int32_t* last_counts = at(layout.last_counts);
+  auto* last_chunks = reinterpret_cast<PrefillChunk*>(at(layout.last_chunks));
+  int32_t sampled_chunks = 0;
+  for (size_t i = 0; i < input.chunks.size(); ++i) {
+    if (input.chunks[i].sample) {
+      last_chunks[sampled_chunks++] = LastRow(chunks[i]);
+    }
+  }
+  last_counts[kDecodeRows] = decode_rows;
+  last_counts[kPrefillRows] = last_counts[kChunks] = sampled_chunks;
+  last_counts[kLogitRows] = counts[kLogitRows];
   backend_.CopyToDevice(step_device_.data(), step_host_.data(), layout.bytes, *stream_);
   return input.chunks.empty() ? Pass::kDecode : Pass::kMixed;
 }
@@ -510,6 +561,7 @@ Result<SelectionStats> LlamaRunner::Selection() {
   stats.uses = lists_used_;
   std::vector<int64_t> made(static_cast<size_t>(lists_made_.bytes()) / sizeof(int64_t));
   backend_.CopyToHost(made.data(), lists_made_.data(), lists_made_.bytes(), *stream_);
+  backend_.CopyToHost(&stats.prefill, prefill_blocks_.data(), sizeof(stats.prefill), *stream_);
   RETURN_IF_ERROR(stream_->Synchronize());
   stats.made = std::accumulate(made.begin(), made.end(), int64_t{0});
   if (audit_ != nullptr) {

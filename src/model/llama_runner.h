@@ -82,7 +82,7 @@ class LlamaRunner : public Runner {
   template <typename Visitor>
   void ForEachOp(Pass pass, const BatchView& batch, bool sample, Visitor&& visit_op) const;
   template <typename Visitor>
-  void ForEachAttentionOp(Pass pass, size_t layer, Visitor&& visit) const;
+  void ForEachAttentionOp(Pass pass, bool sample, size_t layer, Visitor&& visit) const;
 
   // The graphs of a step with prompt rows that have room for `rows` rows, with and without
   // sampling.
@@ -111,8 +111,10 @@ class LlamaRunner : public Runner {
   Buffer last_token_, prompt_tokens_, sampling_, token_counts_, prompt_seen_, units_, unit_counts_;
   Buffer unit_queries_;  // of reuse_distance, else empty
   Buffer lists_made_;
+  Buffer prefill_blocks_;  // PrefillBlocks
   Buffer sampled_;
   BatchView batch_;
+  BatchView last_rows_;  // the same, each chunk that is sampled cut down to its last row
   Buffer step_device_;
   std::vector<std::byte> step_host_;
   std::vector<bool> slot_penalties_;  // by slot: its sampling settings have a penalty

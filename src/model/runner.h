@@ -59,10 +59,11 @@ struct LayerAudit {
   double error_most = 0;      // of a row
 };
 
-// Page selection since the runner was made.
+// What sparse attention read since the runner was made.
 struct SelectionStats {
-  int64_t uses = 0;  // lists read: decode rows beyond the budget times retrieval heads
-  int64_t made = 0;  // of these lists, those made for the row: the others were reused
+  int64_t uses = 0;       // lists read: decode rows beyond the budget times retrieval heads
+  int64_t made = 0;       // of these lists, those made for the row: the others were reused
+  PrefillBlocks prefill;  // of retrieval heads, while prefill may leave blocks out
   std::vector<LayerAudit> layers;  // layers with retrieval heads; empty without an audit
 };
 

@@ -127,6 +127,12 @@ constexpr EngineFact kEngineFacts[] = {
     {"lserve:selection_lists_made_total", "Unit lists made: the others were reused.",
      MetricType::Counter,
      [](const EngineModelStats& stats) { return Number(stats.selection.made); }},
+    {"lserve:prefill_blocks_scored_total",
+     "KV blocks that tiles of query rows scored in dynamic prefill attention.", MetricType::Counter,
+     [](const EngineModelStats& stats) { return Number(stats.selection.prefill.scored); }},
+    {"lserve:prefill_blocks_weighed_total", "Of these, the blocks that were not left out.",
+     MetricType::Counter,
+     [](const EngineModelStats& stats) { return Number(stats.selection.prefill.weighed); }},
 };
 
 // What --audit-rate found, by layer.

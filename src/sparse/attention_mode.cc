@@ -29,7 +29,8 @@ Status Validate(const AttentionMode& mode) {
   if (mode.local_tokens < 1 || mode.local_tokens > kMaxWindow) {
     return InvalidArgument("local tokens {} is outside 1 to {}", mode.local_tokens, kMaxWindow);
   }
-  return Validate(mode.policy);
+  RETURN_IF_ERROR(Validate(mode.policy));
+  return Validate(mode.prefill);
 }
 
 }  // namespace lserve

@@ -20,6 +20,7 @@ struct AttentionMode {
   PageScore score = PageScore::kMinMax;
   KvFormat kv_format = KvFormat::kBFloat16;  // of closed pages; float32 activations keep float32
   SelectionPolicy policy{.token_budget = 4096, .unit_tokens = 64, .reuse_interval = 1};
+  PrefillPolicy prefill = {};  // retrieval heads; threshold 0: nothing is left out
 
   // The plan in which every head retrieves and the budget is unbounded. Head order follows `plan`:
   // weights are permuted once, for all modes that share them.

@@ -141,6 +141,12 @@ expect 'budget no multiple' 'token-budget.*100' generate "$model" --token-budget
 expect 'budget too small' 'token-budget.*128' generate "$model" --token-budget 128
 expect 'odd unit' 'selection-unit.*48' generate "$model" --selection-unit 48
 expect 'interval 0' 'reuse-interval.*0' generate "$model" --reuse-interval 0
+expect 'unknown prefill attention' 'prefill-attention.*blocks' generate "$model" \
+  --prefill-attention blocks
+expect 'threshold above 1' 'prefill-threshold.*1.5' generate "$model" --prefill-threshold 1.5
+expect 'threshold NaN' 'prefill-threshold.*nan' generate "$model" --prefill-threshold nan
+expect 'negative dense tokens' 'prefill-dense-tokens.*-1' generate "$model" \
+  --prefill-dense-tokens -1
 expect 'unknown attention' 'sparse' generate "$model" --attention sparse
 expect 'attention twice' 'twice' generate "$model" --attention dense,dense
 expect 'unknown device' 'tpu' generate "$model" --device tpu
@@ -189,6 +195,8 @@ expect 'suite beyond the context' 'lengths 100000.*context of 65536' \
 expect 'suite too short' 'lengths 100 ' "$lserve" eval "$model" --suite niah --lengths 100
 expect 'length twice' 'lengths names 2048 twice' \
   "$lserve" eval "$model" --suite niah --lengths 2048,2048
+expect 'forced answers in many turns' 'teacher-forced.*multiquery has 4 turns' \
+  "$lserve" eval "$model" --suite multiquery --lengths 2048 --samples 1 --teacher-forced
 expect 'no samples' 'samples 0' "$lserve" eval "$model" --suite niah --samples 0
 expect 'no depths' 'depths 0' "$lserve" eval "$model" --suite niah --depths 0
 expect 'odd budget' 'token-budget 100' "$lserve" eval "$model" --suite niah --budgets 512,100

@@ -77,4 +77,12 @@ check 'one mode' "$work/c.json" 'has("settings") and has("overall") and has("row
 check 'text' "$work/c.json" '.teacher_forced.summaries[0] |
   .kind == "text" and .prefill_loss > 0 and .decode_loss > 0 and (has("mean_kl") | not)' \
   .teacher_forced.summaries
+
+# Teacher-forced answers, and prefill that leaves blocks out.
+"$lserve" eval "$model" --suite niah --lengths 2048 --depths 2 --samples 1 --teacher-forced \
+  --streaming-share 0 --prefill-attention dynamic --prefill-threshold 0.001 --json "$work/d.json" \
+  >/dev/null
+check 'forced answers' "$work/d.json" '[.runs[].overall.right] == [2, 2]' .runs
+check 'density' "$work/d.json" '.runs | (.[0] | has("prefill") | not) and
+  (.[1].prefill.density | . > 0 and . < 1)' .runs[1].prefill
 echo passed

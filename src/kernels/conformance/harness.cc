@@ -111,6 +111,7 @@ template class DeviceArray<float>;
 template class DeviceArray<int64_t>;
 template class DeviceArray<int32_t>;
 template class DeviceArray<uint8_t>;
+template class DeviceArray<PrefillBlocks>;
 template class DeviceArray<PrefillChunk>;
 template class DeviceArray<SlotSampling>;
 

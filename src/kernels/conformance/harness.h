@@ -235,6 +235,10 @@ class Layer {
   using BlockList = std::function<std::vector<int32_t>(int32_t, int32_t, int32_t)>;
   void UseBlocks(BlockList blocks) { blocks_ = std::move(blocks); }
 
+  // What prefill rows leave out, from here on; and what they read so far.
+  void UsePrefillPolicy(const PrefillPolicy& policy) { prefill_policy_ = policy; }
+  PrefillBlocks prefill_blocks() const { return prefill_blocks_.Download()[0]; }
+
   RetrievalLane retrieval() const;
   StreamingLane streaming() const;
 
@@ -266,11 +270,13 @@ class Layer {
   Record record_;
   const Record* use_lists_ = nullptr;
   BlockList blocks_;
+  PrefillPolicy prefill_policy_;
 
   Batch batch_;
   DeviceArray<uint8_t> pages_, open_, ring_, chunk_, retrieval_chunk_;
   DeviceArray<int32_t> table_, ring_table_, prompt_tokens_, units_, unit_counts_;
   DeviceArray<int64_t> lists_made_;
+  DeviceArray<PrefillBlocks> prefill_blocks_;
   DeviceArray<float> angles_, scores_, frequencies_, log_sums_;
   ActivationArray qkv_, q_, output_, bias_, norm_, list_queries_;
 };

@@ -179,6 +179,7 @@ Layer::Layer(Backend& backend, const LayerShape& shape, DType dtype, TokenData d
       units_(backend, int64_t{kSlots} * ListStride(shape) * Capacity(shape)),
       unit_counts_(backend, int64_t{kSlots} * ListStride(shape)),
       lists_made_(backend, int64_t{kSlots} * ListStride(shape)),
+      prefill_blocks_(backend, 1),
       angles_(backend, int64_t{kMaxRows + kRowSlack} * shape.head_dim),
       scores_(backend, int64_t{kMaxRows} * shape.retrieval_heads * max_pages_ *
                            (kPageTokens / shape.policy.unit_tokens)),
@@ -451,6 +452,8 @@ void Layer::AttendPrefill(const Step& step) {
   attend.dtype = dtype_;
   attend.q_heads = shape_.q_heads();
   attend.group = shape_.group;
+  attend.policy = prefill_policy_;
+  attend.blocks = prefill_blocks_.data();
   std::vector<int32_t> offsets = {0};
   std::vector<int32_t> ids;
   for (const auto& [s, rows] : step.chunks) {

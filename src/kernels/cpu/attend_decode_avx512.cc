@@ -19,6 +19,22 @@ constexpr int32_t kBoxedAhead = 2;
 constexpr int32_t kRecordMiddles = 2;
 constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
+// Calls run<kHeads>(first head) for the heads of a group: fours, then a pair, then one.
+template <typename Run>
+void ForHeads(int32_t group, Run run) {
+  int32_t head = 0;
+  for (; group - head >= 4; head += 4) {
+    run.template operator()<4>(head);
+  }
+  if (group - head >= 2) {
+    run.template operator()<2>(head);
+    head += 2;
+  }
+  if (head < group) {
+    run.template operator()<1>(head);
+  }
+}
+
 // Scores of kHeads query heads from `head` on against kWide units from `unit` on. The first heads
 // of a group fetch what comes next.
 template <int kHeads, int kWide>
@@ -84,19 +100,8 @@ LSERVE_TARGET_AVX512_BF16 void Scores(const DecodeSegment& segment) {
   for (int32_t unit = segment.boxed_count; unit < segment.unit_count; unit += kUnits) {
     const int32_t left = segment.unit_count - unit;
     const int32_t units = left < kUnits ? left : kUnits;
-    for (int32_t head = 0; head < segment.group;) {
-      const int32_t heads = segment.group - head;
-      if (heads >= 4) {
-        ScoreRound<4>(segment, head, unit, units);
-        head += 4;
-      } else if (heads >= 2) {
-        ScoreRound<2>(segment, head, unit, units);
-        head += 2;
-      } else {
-        ScoreRound<1>(segment, head, unit, units);
-        head += 1;
-      }
-    }
+    ForHeads(segment.group,
+             [&]<int kHeads>(int32_t head) { ScoreRound<kHeads>(segment, head, unit, units); });
   }
 }
 
@@ -184,22 +189,6 @@ LSERVE_TARGET_AVX512_BF16 void ScoreBoxed(const DecodeSegment& segment, int32_t 
       ScoreCodes<kHeads, 2>(segment, head, unit, folded);
     } else {
       ScoreCodes<kHeads, 4>(segment, head, unit, folded);
-    }
-  }
-}
-
-LSERVE_TARGET_AVX512_BF16 void BoxedScores(const DecodeSegment& segment) {
-  for (int32_t head = 0; head < segment.group;) {
-    const int32_t heads = segment.group - head;
-    if (heads >= 4) {
-      ScoreBoxed<4>(segment, head);
-      head += 4;
-    } else if (heads >= 2) {
-      ScoreBoxed<2>(segment, head);
-      head += 2;
-    } else {
-      ScoreBoxed<1>(segment, head);
-      head += 1;
     }
   }
 }
@@ -383,25 +372,13 @@ LSERVE_TARGET_AVX512_BF16 void AddAllValues(const DecodeSegment& segment, int32_
 LSERVE_TARGET_AVX512_BF16 void Run(const DecodeSegment& segment) {
   const FlushDenormals flush;
   if (segment.boxed_count > 0) {
-    BoxedScores(segment);
+    ForHeads(segment.group, [&]<int kHeads>(int32_t head) { ScoreBoxed<kHeads>(segment, head); });
   }
   Scores(segment);
   for (int32_t head = 0; head < segment.group; ++head) {
     Softmax(segment, head);
   }
-  for (int32_t head = 0; head < segment.group;) {
-    const int32_t heads = segment.group - head;
-    if (heads >= 4) {
-      AddAllValues<4>(segment, head);
-      head += 4;
-    } else if (heads >= 2) {
-      AddAllValues<2>(segment, head);
-      head += 2;
-    } else {
-      AddAllValues<1>(segment, head);
-      head += 1;
-    }
-  }
+  ForHeads(segment.group, [&]<int kHeads>(int32_t head) { AddAllValues<kHeads>(segment, head); });
 }
 
 }  // namespace

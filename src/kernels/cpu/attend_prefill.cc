@@ -7,6 +7,7 @@
 // tiled page by page, because rows of a boxed page see it in full and later rows see its codes.
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -53,7 +54,7 @@ TaskRows RowsOf(const PrefillChunk& chunk, int32_t query_block) {
           std::min(chunk.first_position + chunk.rows, (query_block + 1) * kQueryBlockTokens)};
 }
 
-// The ordered list of KV blocks that a task walks: two ranges, or ids.
+// The ordered list of KV blocks that a task walks: WalkedBlock's, two ranges, or ids.
 class BlockList {
  public:
   BlockList(const AttendPrefillParams& params, const PrefillTask& task) {
@@ -64,6 +65,10 @@ class BlockList {
       if (params.block_offsets == nullptr) {
         first_end_ = end_block;
         size_ = end_block;
+        if (params.policy.threshold > 0.0f) {
+          walked_query_block_ = task.query_block;
+          size_ = 2 * (task.query_block + 1);  // those after the chunk's last row are passed over
+        }
         return;
       }
       const int32_t block =
@@ -87,10 +92,14 @@ class BlockList {
 
   int32_t size() const { return size_; }
   int32_t operator[](int32_t i) const {
-    return ids_ != nullptr ? ids_[i] : i < first_end_ ? i : second_begin_ + (i - first_end_);
+    return walked_query_block_ >= 0 ? WalkedBlock(walked_query_block_, i)
+           : ids_ != nullptr        ? ids_[i]
+           : i < first_end_         ? i
+                                    : second_begin_ + (i - first_end_);
   }
 
  private:
+  int32_t walked_query_block_ = -1;  // of WalkedBlock, else -1
   const int32_t* ids_ = nullptr;
   int32_t first_end_ = 0;  // blocks [0, first_end), then from second_begin on
   int32_t second_begin_ = 0;
@@ -125,6 +134,7 @@ int64_t PlanTasks(const AttendPrefillParams& params, PrefillTask* tasks) {
 struct PrefillScratch {
   uint16_t* q;
   int32_t* positions;
+  float* thresholds;  // PrefillTile's
   float* row_max;
   float* row_sum;
   float* output;
@@ -151,6 +161,7 @@ int64_t LayOut(const AttendPrefillParams& params, std::byte* memory, PrefillScra
   };
   take(scratch->q, rows * dims);
   take(scratch->positions, rows);
+  take(scratch->thresholds, rows);
   take(scratch->row_max, rows);
   take(scratch->row_sum, rows);
   take(scratch->output, rows * dims);
@@ -172,9 +183,13 @@ class PrefillWorker {
     LayOut(params, team.Scratch(LayOut(params, nullptr, &scratch_)), &scratch_);
   }
 
+  // What retrieval heads read so far.
+  const PrefillBlocks& blocks() const { return blocks_; }
+
   void Run(const PrefillTask& task) {
     const int32_t retrieval_heads = params_.retrieval.layout.heads;
     streams_ = task.head >= retrieval_heads;
+    leaves_out_ = !streams_ && params_.policy.threshold > 0.0f;
     layout_ = streams_ ? params_.streaming.layout : params_.retrieval.layout;
     head_ = streams_ ? task.head - retrieval_heads : task.head;
     chunk_ = &params_.batch.chunks[task.chunk];
@@ -243,11 +258,16 @@ class PrefillWorker {
       const PageRows& part = pages_[static_cast<size_t>(page)];
       std::fill_n(scratch_.positions + part.first_row, part.tile_rows, part.end - 1);
     }
+    const float threshold = std::log2(params_.policy.threshold);
+    std::fill_n(scratch_.thresholds, tile_rows_, std::numeric_limits<float>::infinity());
     const auto* source = static_cast<const uint16_t*>(params_.q);
     ForRows(kv_head, [&](int32_t row, int32_t position, int64_t offset) {
       std::memcpy(scratch_.q + row * dims(), source + offset,
                   static_cast<size_t>(layout_.head_dim) * 2);
       scratch_.positions[row] = position;
+      scratch_.thresholds[row] = position < params_.policy.dense_tokens
+                                     ? -std::numeric_limits<float>::infinity()
+                                     : threshold;
     });
     std::fill_n(scratch_.row_max, tile_rows_, -std::numeric_limits<float>::infinity());
     std::fill_n(scratch_.row_sum, tile_rows_, 0.0f);
@@ -364,13 +384,18 @@ class PrefillWorker {
       tile.sink_tokens = sink;
       tile.local_tokens = local;
       tile.scale = std::numbers::log2e_v<float> / std::sqrt(static_cast<float>(layout_.head_dim));
+      tile.thresholds = leaves_out_ ? scratch_.thresholds + begin : nullptr;
       tile.row_max = scratch_.row_max + begin;
       tile.row_sum = scratch_.row_sum + begin;
       tile.output = scratch_.output + begin * dims();
       tile.scores = scratch_.scores;
       tile.probabilities = scratch_.probabilities;
       tile.staging = scratch_.staging;
-      variant_.run(tile);
+      const int32_t weighed = variant_.run(tile);
+      if (!streams_) {
+        blocks_.scored += count;
+        blocks_.weighed += weighed;
+      }
     }
   }
 
@@ -391,11 +416,13 @@ class PrefillWorker {
   KvPageLayout layout_;  // of the task's lane
   const PrefillChunk* chunk_ = nullptr;
   bool streams_ = false;
-  int32_t head_ = 0;  // in its lane
+  bool leaves_out_ = false;  // its rows may leave blocks out
+  int32_t head_ = 0;         // in its lane
   std::array<PageRows, kQueryBlockTokens / kPageTokens> pages_{};
   int32_t page_count_ = 0;
   int32_t tile_rows_ = 0;  // query rows of all heads of the group and all pages
   int32_t tail_page_ = -1;
+  PrefillBlocks blocks_;
 };
 
 }  // namespace
@@ -424,6 +451,10 @@ void RunAttendPrefill(const AttendPrefillParams& params, const PrefillVariant& v
     worker.Run(tasks[i]);
   }
   variant.end();
+  if (params.blocks != nullptr) {
+    std::atomic_ref(params.blocks->scored).fetch_add(worker.blocks().scored);
+    std::atomic_ref(params.blocks->weighed).fetch_add(worker.blocks().weighed);
+  }
 }
 
 int64_t AttendPrefillWorkspace(const AttendPrefillParams& params) {

@@ -1,7 +1,9 @@
 // Prefill attention on AMX tiles. Both products read the cache in place: a unit of keys is the B
 // tile of Q K^T (16 dim pairs x 16 tokens), 32 tokens of values that of P V (16 token pairs x 16
 // dims). Tile loads are the limit, not products, so operands stay in tiles as long as they can.
-#include "kernels/cpu/attend_prefill_avx512.h"
+#include "kernels/cpu/attend_prefill_avx512.h"  // before other headers: it includes the intrinsics
+
+#include <bit>
 
 namespace lserve::cpu {
 namespace {
@@ -86,7 +88,7 @@ LSERVE_TARGET_AMX_BF16 void ScoresAny(const PrefillTile& tile) {
 }
 
 // output += P V, 32 rows x 32 dims at a time; they stay in tiles 0 to 3 over the step's keys.
-LSERVE_TARGET_AMX_BF16 void AddValues(const PrefillTile& tile) {
+LSERVE_TARGET_AMX_BF16 void AddValues(const PrefillTile& tile, uint32_t weighed) {
   const int32_t dims = tile.padded_head_dim;
   const int64_t output_bytes = int64_t{dims} * 4;
   for (int32_t d = 0; d < dims; d += 32) {
@@ -96,6 +98,9 @@ LSERVE_TARGET_AMX_BF16 void AddValues(const PrefillTile& tile) {
     _tile_loadd(2, output + 16 * dims, output_bytes);
     _tile_loadd(3, output + 16 * dims + 16, output_bytes);
     for (int32_t b = 0; b < tile.block_count; ++b) {
+      if ((weighed >> b & 1) == 0) {
+        continue;
+      }
       const uint16_t* values = tile.blocks[b].values + d * 2;
       const uint16_t* probabilities = tile.probabilities + b * 64;
       for (int32_t half = 0; half < 2; ++half) {
@@ -118,7 +123,7 @@ LSERVE_TARGET_AMX_BF16 void AddValues(const PrefillTile& tile) {
   }
 }
 
-LSERVE_TARGET_AMX_BF16 void Run(const PrefillTile& tile) {
+LSERVE_TARGET_AMX_BF16 int32_t Run(const PrefillTile& tile) {
   const FlushDenormals flush;
   MemoryFence();
   if (tile.padded_head_dim == 64) {
@@ -127,9 +132,12 @@ LSERVE_TARGET_AMX_BF16 void Run(const PrefillTile& tile) {
     ScoresAny(tile);
   }
   MemoryFence();
-  StepSoftmax(tile);
+  const uint32_t weighed = StepSoftmax(tile);
   MemoryFence();
-  AddValues(tile);
+  if (weighed != 0) {
+    AddValues(tile, weighed);
+  }
+  return std::popcount(weighed);
 }
 
 }  // namespace

@@ -1,7 +1,9 @@
 // Prefill attention with AVX-512 bf16 dot products, for CPUs without tiles. The same blocks of the
 // cache in the same order as the AMX variant; 4 rows x 64 keys, then 4 rows x 64 dims, in
 // registers.
-#include "kernels/cpu/attend_prefill_avx512.h"
+#include "kernels/cpu/attend_prefill_avx512.h"  // before other headers: it includes the intrinsics
+
+#include <bit>
 
 namespace lserve::cpu {
 namespace {
@@ -44,7 +46,8 @@ LSERVE_TARGET_AVX512_BF16 void Scores(const PrefillTile& tile) {
 
 // output[row .. row + 4][d .. d + 16 * kVectors] += P V
 template <int kVectors>
-LSERVE_TARGET_AVX512_BF16 void AddValues(const PrefillTile& tile, int32_t row, int32_t d) {
+LSERVE_TARGET_AVX512_BF16 void AddValues(const PrefillTile& tile, uint32_t weighed, int32_t row,
+                                         int32_t d) {
   const int32_t dims = tile.padded_head_dim;
   float* output = tile.output + int64_t{row} * dims + d;
   __m512 sums[4][kVectors];
@@ -56,6 +59,9 @@ LSERVE_TARGET_AVX512_BF16 void AddValues(const PrefillTile& tile, int32_t row, i
     }
   }
   for (int32_t b = 0; b < tile.block_count; ++b) {
+    if ((weighed >> b & 1) == 0) {
+      continue;
+    }
     const uint16_t* values = tile.blocks[b].values + d * 2;
     const uint16_t* p = tile.probabilities + row * kProbabilityStride + b * 64;
     for (int32_t t = 0; t < 64; t += 2, values += 2 * dims, p += 2) {
@@ -78,20 +84,21 @@ LSERVE_TARGET_AVX512_BF16 void AddValues(const PrefillTile& tile, int32_t row, i
   }
 }
 
-LSERVE_TARGET_AVX512_BF16 void Run(const PrefillTile& tile) {
+LSERVE_TARGET_AVX512_BF16 int32_t Run(const PrefillTile& tile) {
   const FlushDenormals flush;
   Scores(tile);
-  StepSoftmax(tile);
+  const uint32_t weighed = StepSoftmax(tile);
   const int32_t dims = tile.padded_head_dim;
-  for (int32_t row = 0; row < kRowTile; row += 4) {
+  for (int32_t row = 0; weighed != 0 && row < kRowTile; row += 4) {
     int32_t d = 0;
     for (; d + 64 <= dims; d += 64) {
-      AddValues<4>(tile, row, d);
+      AddValues<4>(tile, weighed, row, d);
     }
     if (d < dims) {  // the padded head size is a multiple of 32
-      AddValues<2>(tile, row, d);
+      AddValues<2>(tile, weighed, row, d);
     }
   }
+  return std::popcount(weighed);
 }
 
 void Nothing() {}

@@ -7,6 +7,7 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/attend_prefill_highway.cc"
 #include "hwy/foreach_target.h"  // must come before highway.h
 
+#include <bit>
 #include <limits>
 
 #include "hwy/highway.h"
@@ -79,36 +80,53 @@ void Scores(const PrefillTile& tile) {
   }
 }
 
-// tile.scores becomes probabilities, rounded to bf16 but kept as floats.
-void Softmax(const PrefillTile& tile) {
+// -inf where rows do not see a key, the blocks that rows weigh under their thresholds, and the
+// running maxima.
+StepScores LookAtScores(const PrefillTile& tile) {
   constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
   const FloatTag d;
   const int32_t lanes = static_cast<int32_t>(hn::Lanes(d));
-  const int32_t tokens = tile.block_count * 64;
+  StepScores step;
   for (int32_t row = 0; row < kRowTile; ++row) {
-    float* scores = tile.scores + row * kScoreStride;
+    float maxima[kStepBlocks];
+    step.row_max[row] = tile.row_max[row];
     for (int32_t b = 0; b < tile.block_count; ++b) {
+      float* scores = tile.scores + row * kScoreStride + b * 64;
       const PrefillBlock& block = tile.blocks[b];
       for (int32_t t = 0; block.edge && t < 64; ++t) {
         if (!SeesKey(tile.positions[row], block.first_position + t, tile.sink_tokens,
                      tile.local_tokens)) {
-          scores[b * 64 + t] = kMinusInf;
+          scores[t] = kMinusInf;
         }
       }
-    }
-    FloatVec largest = hn::Set(d, kMinusInf);
-    for (int32_t t = 0; t < tokens; t += lanes) {
-      largest = hn::Max(largest, hn::LoadU(d, scores + t));
-    }
-    const float old_max = tile.row_max[row];
-    const float step_max = hn::GetLane(hn::MaxOfLanes(d, largest));
-    const float new_max = step_max > old_max ? step_max : old_max;
-    if (new_max == kMinusInf) {  // nothing seen yet
-      for (int32_t t = 0; t < tokens; t += lanes) {
-        hn::StoreU(hn::Zero(d), d, scores + t);
+      FloatVec largest = hn::LoadU(d, scores);
+      for (int32_t t = lanes; t < 64; t += lanes) {
+        largest = hn::Max(largest, hn::LoadU(d, scores + t));
       }
-      continue;
+      maxima[b] = hn::GetLane(hn::MaxOfLanes(d, largest));
+      step.row_max[row] = maxima[b] > step.row_max[row] ? maxima[b] : step.row_max[row];
     }
+    for (int32_t b = 0; b < tile.block_count; ++b) {
+      // Not a number, and left out, where the row has seen nothing yet.
+      const float weight = (maxima[b] - step.row_max[row]) * tile.scale;
+      if (tile.thresholds == nullptr || weight >= tile.thresholds[row]) {
+        step.rows[b] |= 1u << row;
+        step.weighed |= 1u << b;
+      }
+    }
+  }
+  return step;
+}
+
+// tile.scores of the blocks that some row weighs become probabilities, rounded to bf16 but kept as
+// floats.
+void Softmax(const PrefillTile& tile, const StepScores& step) {
+  const FloatTag d;
+  const int32_t lanes = static_cast<int32_t>(hn::Lanes(d));
+  for (int32_t row = 0; row < kRowTile; ++row) {
+    const float old_max = tile.row_max[row];
+    const float new_max = step.row_max[row];
+    const bool sees = new_max > -std::numeric_limits<float>::infinity();
     float sum = tile.row_sum[row];
     if (new_max > old_max) {
       const float shrink = Exp2Scalar((old_max - new_max) * tile.scale);
@@ -122,17 +140,23 @@ void Softmax(const PrefillTile& tile) {
     const FloatVec scale = hn::Set(d, tile.scale);
     const FloatVec base = hn::Set(d, new_max * tile.scale);
     FloatVec added = hn::Zero(d);
-    for (int32_t t = 0; t < tokens; t += lanes) {
-      const FloatVec p = Exp2(hn::MulSub(hn::LoadU(d, scores + t), scale, base));
-      added = hn::Add(added, p);
-      hn::StoreU(RoundPositiveToBf16(p), d, scores + t);
+    for (int32_t b = 0; b < tile.block_count; ++b) {
+      float* scores = tile.scores + row * kScoreStride + b * 64;
+      const bool weighs = sees && step.Weighs(row, b);
+      for (int32_t t = 0; t < 64; t += lanes) {
+        const FloatVec p =
+            weighs ? Exp2(hn::MulSub(hn::LoadU(d, scores + t), scale, base)) : hn::Zero(d);
+        added = hn::Add(added, p);
+        hn::StoreU(RoundPositiveToBf16(p), d, scores + t);
+      }
     }
     tile.row_sum[row] = sum + hn::GetLane(hn::SumOfLanes(d, added));
   }
 }
 
 // 4 rows and 2 vectors of dims of output += P V.
-HWY_INLINE void AddVectors(const PrefillTile& tile, int32_t row, int32_t dim, int32_t lanes) {
+HWY_INLINE void AddVectors(const PrefillTile& tile, uint32_t weighed, int32_t row, int32_t dim,
+                           int32_t lanes) {
   const FloatTag d;
   const int32_t dims = tile.padded_head_dim;
   float* output = tile.output + int64_t{row} * dims + dim;
@@ -141,6 +165,9 @@ HWY_INLINE void AddVectors(const PrefillTile& tile, int32_t row, int32_t dim, in
   FloatVec c0 = hn::LoadU(d, output + 2 * dims), c1 = hn::LoadU(d, output + 2 * dims + lanes);
   FloatVec e0 = hn::LoadU(d, output + 3 * dims), e1 = hn::LoadU(d, output + 3 * dims + lanes);
   for (int32_t b = 0; b < tile.block_count; ++b) {
+    if ((weighed >> b & 1) == 0) {
+      continue;
+    }
     const uint16_t* values = tile.blocks[b].values + dim * 2;
     const float* p = tile.scores + row * kScoreStride + b * 64;
     for (int32_t t = 0; t < 64; t += 2, values += 2 * dims) {
@@ -175,16 +202,21 @@ HWY_INLINE void AddVectors(const PrefillTile& tile, int32_t row, int32_t dim, in
   hn::StoreU(e1, d, output + 3 * dims + lanes);
 }
 
-void RunPrefillTile(const PrefillTile& tile) {
+int32_t RunPrefillTile(const PrefillTile& tile) {
   WidenQueries(tile);
   Scores(tile);
-  Softmax(tile);
+  const StepScores step = LookAtScores(tile);
+  if (step.weighed == 0) {
+    return 0;
+  }
+  Softmax(tile, step);
   const int32_t lanes = static_cast<int32_t>(hn::Lanes(FloatTag()));
   for (int32_t dim = 0; dim < tile.padded_head_dim; dim += 2 * lanes) {
     for (int32_t row = 0; row < kRowTile; row += 4) {
-      AddVectors(tile, row, dim, lanes);
+      AddVectors(tile, step.weighed, row, dim, lanes);
     }
   }
+  return std::popcount(step.weighed);
 }
 
 }  // namespace lserve::cpu::HWY_NAMESPACE
@@ -196,7 +228,7 @@ namespace {
 
 HWY_EXPORT(RunPrefillTile);
 
-void Run(const PrefillTile& tile) { HWY_DYNAMIC_DISPATCH(RunPrefillTile)(tile); }
+int32_t Run(const PrefillTile& tile) { return HWY_DYNAMIC_DISPATCH(RunPrefillTile)(tile); }
 bool Always() { return true; }
 void Nothing() {}
 

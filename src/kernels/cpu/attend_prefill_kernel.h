@@ -14,8 +14,8 @@
 
 namespace lserve::cpu {
 
-inline constexpr int32_t kRowTile = 32;    // query rows that a kernel takes at once
-inline constexpr int32_t kStepBlocks = 4;  // KV blocks between two looks at the running maximum
+inline constexpr int32_t kRowTile = 32;  // query rows that a kernel takes at once
+inline constexpr int32_t kStepBlocks = kPrefillStepBlocks;
 inline constexpr int32_t kStepTokens = kStepBlocks * 64;
 inline constexpr int32_t kScoreStride = kStepTokens + 16;        // floats; spreads the cache sets
 inline constexpr int32_t kProbabilityStride = kStepTokens + 32;  // bf16
@@ -37,6 +37,9 @@ struct PrefillTile {
   int32_t sink_tokens;  // the row at i sees j <= i with j < sink_tokens or i - j < local_tokens
   int32_t local_tokens;
   float scale;  // log2(e) / sqrt(head_dim): softmax in powers of two
+  // [kRowTile] log2 of the share of a row's largest weight below which it leaves a block out: -inf
+  // to leave out none, +inf for rows that do not count. Null: no row leaves out any.
+  const float* thresholds;
   // In and out: the softmax so far.
   float* row_max;  // [kRowTile] of unscaled scores, -inf before the first key
   float* row_sum;  // [kRowTile]
@@ -47,11 +50,21 @@ struct PrefillTile {
   float* staging;           // [kRowTile, padded_head_dim]
 };
 
+// What a step's scores say: the blocks that rows weigh, and the running maxima.
+struct StepScores {
+  uint32_t weighed = 0;             // bit b: some row weighs block b
+  uint32_t rows[kStepBlocks] = {};  // bit r: row r weighs the block; where rows leave blocks out
+  alignas(64) float row_max[kRowTile];
+
+  bool Weighs(int32_t row, int32_t block) const { return (rows[block] >> row & 1) != 0; }
+};
+
 struct PrefillVariant {
   const char* name;
   bool (*supports)();
   void (*begin)();  // on every thread, before its first tile
-  void (*run)(const PrefillTile& tile);
+  // Returns how many of the blocks some row weighed.
+  int32_t (*run)(const PrefillTile& tile);
   void (*end)();  // after its last
 };
 

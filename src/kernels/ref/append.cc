@@ -256,20 +256,23 @@ void CheckBatchLists([[maybe_unused]] const BatchView& batch) {
     CHECK_GE(batch.row_position[row], 0);
   }
   int32_t next_row = decode_rows;
+  int32_t prefill_rows = 0;
   for (int32_t c = 0; c < batch.counts[kChunks]; ++c) {
     const PrefillChunk& chunk = batch.chunks[c];
     use(chunk.slot);
-    CHECK_EQ(chunk.first_row, next_row);
+    CHECK_GE(chunk.first_row, next_row);
     CHECK_GE(chunk.rows, 1);
     for (int32_t i = 0; i < chunk.rows; ++i) {
       CHECK_EQ(batch.row_slot[chunk.first_row + i], chunk.slot);
       CHECK_EQ(batch.row_position[chunk.first_row + i], chunk.first_position + i);
     }
-    next_row += chunk.rows;
+    next_row = chunk.first_row + chunk.rows;
+    prefill_rows += chunk.rows;
   }
-  CHECK_EQ(next_row, BatchRows(batch));
+  CHECK_EQ(prefill_rows, batch.counts[kPrefillRows]);
+  CHECK_LE(next_row, batch.max_rows);
   for (int32_t i = 0; i < batch.counts[kLogitRows]; ++i) {
-    CHECK(batch.logit_row[i] >= 0 && batch.logit_row[i] < next_row);
+    CHECK(batch.logit_row[i] >= 0 && batch.logit_row[i] < batch.max_rows);
   }
 #endif
 }

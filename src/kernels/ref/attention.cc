@@ -1,6 +1,7 @@
 // Attention of decode and prefill rows: collect the cached tokens that a query sees, then
 // SoftmaxAttention over them.
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <utility>
 
@@ -92,7 +93,13 @@ class RowAttention {
         q_heads_(q_heads),
         group_(group) {}
 
-  void Clear() { tokens_.clear(); }
+  void Clear() {
+    tokens_.clear();
+    blocks_.clear();
+  }
+
+  // The tokens seen from here on are those of the next KV block of the walk.
+  void BeginBlock() { blocks_.push_back(tokens_.size()); }
 
   void See(const Page<T>& page, int32_t head, int32_t token) {
     tokens_.push_back(pages_.Token(page, head, token % kPageTokens));
@@ -110,12 +117,51 @@ class RowAttention {
     }
   }
 
+  // The same over the blocks that each query head weighs; 0: all.
+  void AttendAbove(double threshold, int32_t row, int32_t kv_head, int32_t head_dim,
+                   PrefillBlocks* counts) const {
+    for (int32_t g = 0; g < group_; ++g) {
+      const int64_t head = int64_t{row} * q_heads_ + kv_head * group_ + g;
+      const std::vector<CachedToken<T>> weighed =
+          Weighed(q_ + head * head_dim, threshold, head_dim, counts);
+      SoftmaxAttention<T>(q_ + head * head_dim, weighed, head_dim, output_ + head * head_dim);
+    }
+  }
+
  private:
+  // The tokens of the blocks that the query q weighs.
+  std::vector<CachedToken<T>> Weighed(const T* q, double threshold, int32_t head_dim,
+                                      PrefillBlocks* counts) const {
+    const double scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
+    const auto end_of = [&](size_t block) {
+      return block + 1 < blocks_.size() ? blocks_[block + 1] : tokens_.size();
+    };
+    std::vector<double> scores(blocks_.size(), -INFINITY);
+    for (size_t block = 0; threshold > 0.0 && block < blocks_.size(); ++block) {
+      for (size_t t = blocks_[block]; t < end_of(block); ++t) {
+        scores[block] = std::max(scores[block], Dot(q, tokens_[t].key, head_dim) * scale);
+      }
+    }
+    const std::vector<bool> weighed = WeighedBlocks(scores, threshold, kPrefillStepBlocks);
+    std::vector<CachedToken<T>> tokens;
+    for (size_t block = 0; block < blocks_.size(); ++block) {
+      const auto begin = tokens_.begin() + static_cast<std::ptrdiff_t>(blocks_[block]);
+      const auto end = tokens_.begin() + static_cast<std::ptrdiff_t>(end_of(block));
+      counts->scored += begin < end ? 1 : 0;
+      if (begin < end && (threshold == 0.0 || weighed[block])) {
+        counts->weighed += 1;
+        tokens.insert(tokens.end(), begin, end);
+      }
+    }
+    return tokens;
+  }
+
   const T* q_;
   T* output_;
   int32_t q_heads_;
   int32_t group_;
   std::vector<CachedToken<T>> tokens_;
+  std::vector<size_t> blocks_;  // where each block's tokens begin
   ReadBackPages<T> pages_;
 };
 
@@ -147,28 +193,25 @@ void AttendDecodeRow(const AttendDecodeParams& params, int32_t row, RowAttention
   }
 }
 
-// Calls see(token) for the tokens of retrieval head `head` that a chunk's query at `position` sees.
-template <typename See>
-void ForRetrievalTokens(const AttendPrefillParams& params, const PrefillChunk& chunk, int32_t head,
-                        int32_t position, See see) {
-  const auto see_block = [&](int32_t block) {
-    const int32_t end = std::min((block + 1) * kPageTokens, position + 1);
-    for (int32_t token = block * kPageTokens; token < end; ++token) {
-      see(token);
-    }
-  };
+// The KV blocks that a chunk's query at `position` of retrieval head `head` walks, in order, those
+// that it does not reach included.
+std::vector<int32_t> WalkOf(const AttendPrefillParams& params, const PrefillChunk& chunk,
+                            int32_t head, int32_t position) {
+  const int32_t query_block = position / kQueryBlockTokens;
+  const bool leaves_out = params.policy.threshold > 0.0f;
+  std::vector<int32_t> blocks;
   if (params.block_offsets == nullptr) {
-    for (int32_t block = 0; block <= position / kPageTokens; ++block) {
-      see_block(block);
+    for (int32_t i = 0; i < 2 * (query_block + 1); ++i) {
+      blocks.push_back(leaves_out ? WalkedBlock(query_block, i) : i);
     }
-    return;
+    return blocks;
   }
-  const int32_t query_block = chunk.first_query_block + position / kQueryBlockTokens -
-                              chunk.first_position / kQueryBlockTokens;
-  const int64_t list = int64_t{query_block} * params.retrieval.layout.heads + head;
-  for (int32_t i = params.block_offsets[list]; i < params.block_offsets[list + 1]; ++i) {
-    see_block(params.block_ids[i]);
-  }
+  const int32_t step_block =
+      chunk.first_query_block + query_block - chunk.first_position / kQueryBlockTokens;
+  const int64_t list = int64_t{step_block} * params.retrieval.layout.heads + head;
+  blocks.assign(params.block_ids + params.block_offsets[list],
+                params.block_ids + params.block_offsets[list + 1]);
+  return blocks;
 }
 
 // The page of a chunk's query at `position`, or one before it. Its own page it reads in full: open
@@ -186,17 +229,23 @@ Page<T> PageSeenFrom(const RetrievalLane& lane, const PrefillChunk& chunk, int32
 
 template <typename T>
 void AttendChunkRow(const AttendPrefillParams& params, const PrefillChunk& chunk, int32_t i,
-                    RowAttention<T>& attention) {
+                    RowAttention<T>& attention, PrefillBlocks* counts) {
   const RetrievalLane& retrieval = params.retrieval;
   const StreamingLane& streaming = params.streaming;
   const int32_t row = chunk.first_row + i;
   const int32_t position = chunk.first_position + i;
   for (int32_t head = 0; head < retrieval.layout.heads; ++head) {
     attention.Clear();
-    ForRetrievalTokens(params, chunk, head, position, [&](int32_t token) {
-      attention.See(PageSeenFrom<T>(retrieval, chunk, position, token / kPageTokens), head, token);
-    });
-    attention.Attend(row, head, retrieval.layout.head_dim);
+    for (const int32_t block : WalkOf(params, chunk, head, position)) {
+      attention.BeginBlock();
+      const int32_t end = std::min((block + 1) * kPageTokens, position + 1);
+      for (int32_t token = block * kPageTokens; token < end; ++token) {
+        attention.See(PageSeenFrom<T>(retrieval, chunk, position, block), head, token);
+      }
+    }
+    const bool dense = position < params.policy.dense_tokens;
+    attention.AttendAbove(dense ? 0.0 : static_cast<double>(params.policy.threshold), row, head,
+                          retrieval.layout.head_dim, counts);
   }
   for (int32_t head = 0; head < streaming.layout.heads; ++head) {
     attention.Clear();
@@ -227,11 +276,16 @@ void RunAttendPrefill(const AttendPrefillParams& params) {
   CheckBatchLists(params.batch);
   WithActivations(params.dtype, [&]<typename T>() {
     RowAttention<T> attention(params.q, params.output, params.q_heads, params.group);
+    PrefillBlocks counts;
     for (int32_t c = 0; c < params.batch.counts[kChunks]; ++c) {
       const PrefillChunk& chunk = params.batch.chunks[c];
       for (int32_t i = 0; i < chunk.rows; ++i) {
-        AttendChunkRow<T>(params, chunk, i, attention);
+        AttendChunkRow<T>(params, chunk, i, attention, &counts);
       }
+    }
+    if (params.blocks != nullptr) {
+      params.blocks->scored += counts.scored;
+      params.blocks->weighed += counts.weighed;
     }
   });
 }

@@ -3,6 +3,7 @@
 // rounds once. Free functions, thread-safe.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <span>
@@ -112,6 +113,25 @@ double SoftmaxAttention(const T* q, std::span<const CachedToken<T>> tokens, int3
     output[d] = Store<T>(tokens.empty() ? 0.0 : sums[d] / denominator);
   }
   return maximum + std::log(denominator);
+}
+
+// Whether a row weighs each block of its walk, given the highest score s / sqrt(D) that it has in
+// each (-inf: it sees no key there): exp(score) at least `threshold` times exp(highest score so
+// far), which is looked at after every `step` blocks.
+inline std::vector<bool> WeighedBlocks(std::span<const double> scores, double threshold,
+                                       size_t step) {
+  std::vector<bool> weighed;
+  double running = -INFINITY;
+  for (size_t begin = 0; begin < scores.size(); begin += step) {
+    const size_t end = std::min(begin + step, scores.size());
+    for (size_t i = begin; i < end; ++i) {
+      running = std::max(running, scores[i]);
+    }
+    for (size_t i = begin; i < end; ++i) {
+      weighed.push_back(std::exp(scores[i] - running) >= threshold);
+    }
+  }
+  return weighed;
 }
 
 // What one query head thinks of a logical page: sum_d max(q_d kmax_d, q_d kmin_d) / sqrt(D)

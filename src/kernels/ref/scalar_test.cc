@@ -81,6 +81,25 @@ TEST(Scalar, AttentionOverNothingIsZero) {
   EXPECT_EQ(output[0], 0.0f);
 }
 
+// Weights 1, 1/4, 2 and 1/8 in the first step, then 1/2, 4, 1 and 8.
+TEST(Scalar, BlocksAreWeighedAgainstTheLargestWeightSoFar) {
+  std::vector<double> scores;
+  for (const double weight : {1.0, 0.25, 2.0, 0.125, 0.5, 4.0, 1.0, 8.0}) {
+    scores.push_back(std::log(weight));
+  }
+  using Weighed = std::vector<bool>;
+  EXPECT_EQ(WeighedBlocks(scores, 0.26, 4), (Weighed{1, 0, 1, 0, 0, 1, 0, 1}));
+  EXPECT_EQ(WeighedBlocks(scores, 0.24, 2), (Weighed{1, 1, 1, 0, 0, 1, 0, 1}));
+  EXPECT_EQ(WeighedBlocks(scores, 1.0, 1), (Weighed{1, 0, 1, 0, 0, 1, 0, 1}));
+  EXPECT_EQ(WeighedBlocks(scores, 1.0, 8), (Weighed{0, 0, 0, 0, 0, 0, 0, 1}));
+  EXPECT_EQ(WeighedBlocks(scores, 0.01, 4), Weighed(8, true));
+}
+
+TEST(Scalar, BlocksWithoutKeysAreLeftOut) {
+  const std::vector<double> scores = {-INFINITY, -3.0, -INFINITY};
+  EXPECT_EQ(WeighedBlocks(scores, 0.5, 1), (std::vector<bool>{false, true, false}));
+}
+
 TEST(Scalar, PageScoreOfTwoChannels) {
   const float q[] = {2.0f, -1.0f, 0.0f, 0.0f};
   const float minimum[] = {-3.0f, -5.0f, -100.0f, 0.0f};
