@@ -306,19 +306,18 @@ void LlamaRunner::ForEachAttentionOp(Pass pass, bool sample, size_t layer, Visit
   }
 }
 
-BatchView LlamaRunner::BatchOf(Pass pass, int32_t rows) const {
-  BatchView batch = batch_;
-  batch.max_rows = rows;
-  batch.max_chunks = pass == Pass::kMixed ? std::min(batch.max_chunks, rows) : 0;
-  batch.max_logit_rows = std::min(batch.max_logit_rows, batch.max_rows);
-  return batch;
+LlamaRunner::Room LlamaRunner::RoomFor(Pass pass, int32_t rows) const {
+  return {.rows = rows,
+          .chunks = pass == Pass::kMixed ? std::min(batch_.max_chunks, rows) : 0,
+          .logit_rows = std::min(batch_.max_logit_rows, rows)};
 }
 
 template <typename Visitor>
-void LlamaRunner::ForEachOp(Pass pass, const BatchView& batch, bool sample,
-                            Visitor&& visit_op) const {
+void LlamaRunner::ForEachOp(Pass pass, const Room& room, bool sample, Visitor&& visit_op) const {
   const auto visit = [&](const auto& op, auto params) {
-    params.batch = batch;
+    params.batch.max_rows = room.rows;
+    params.batch.max_chunks = room.chunks;
+    params.batch.max_logit_rows = room.logit_rows;
     visit_op(op, params);
   };
   forward_.VisitEmbedding(last_token_.As<int32_t>(), visit);
@@ -343,14 +342,14 @@ void LlamaRunner::ForEachOp(Pass pass, const BatchView& batch, bool sample,
 }
 
 Status LlamaRunner::Capture() {
-  const BatchView decode = BatchOf(Pass::kDecode, batch_.max_decode_rows);
+  const Room decode = RoomFor(Pass::kDecode, batch_.max_decode_rows);
   RETURN_IF_ERROR(forward_.Prepare([&](const auto& visit) {
-    ForEachOp(Pass::kMixed, batch_, true, visit);
+    ForEachOp(Pass::kMixed, RoomFor(Pass::kMixed, batch_.max_rows), true, visit);
     ForEachOp(Pass::kDecode, decode, true, visit);
   }));
-  const auto capture = [&](Pass pass, const BatchView& batch, bool sample) {
+  const auto capture = [&](Pass pass, const Room& room, bool sample) {
     stream_->BeginCapture();
-    ForEachOp(pass, batch, sample,
+    ForEachOp(pass, room, sample,
               [&](const auto& op, const auto& params) { op.run(*stream_, params); });
     return stream_->EndCapture();
   };
@@ -361,9 +360,9 @@ Status LlamaRunner::Capture() {
   }
   mixed_graphs_.clear();
   const auto add_mixed = [&](int32_t rows) {
-    const BatchView batch = BatchOf(Pass::kMixed, rows);
+    const Room room = RoomFor(Pass::kMixed, rows);
     mixed_graphs_.push_back(
-        {rows, capture(Pass::kMixed, batch, true), capture(Pass::kMixed, batch, false)});
+        {rows, capture(Pass::kMixed, room, true), capture(Pass::kMixed, room, false)});
   };
   for (const int32_t rows : kRoomForRows) {
     if (rows > batch_.max_decode_rows && rows < batch_.max_rows) {

@@ -77,10 +77,13 @@ class LlamaRunner : public Runner {
   Status Capture();
   // Calls visit(op, params) for the operations of a step, in their order.
   enum class Pass { kDecode, kMixed, kAuditedDecode };
-  // The batch with room for `rows` rows, in which kernels look for what there is.
-  BatchView BatchOf(Pass pass, int32_t rows) const;
+  // The most that a step of a graph may have: where its kernels look for what there is.
+  struct Room {
+    int32_t rows, chunks, logit_rows;
+  };
+  Room RoomFor(Pass pass, int32_t rows) const;
   template <typename Visitor>
-  void ForEachOp(Pass pass, const BatchView& batch, bool sample, Visitor&& visit_op) const;
+  void ForEachOp(Pass pass, const Room& room, bool sample, Visitor&& visit_op) const;
   template <typename Visitor>
   void ForEachAttentionOp(Pass pass, bool sample, size_t layer, Visitor&& visit) const;
 

@@ -24,7 +24,8 @@ constexpr float kBetweenLevels = 0.368f;
 // Blocks whose highest scores are near 0, 2 or 4, so that kBetweenLevels separates the levels and
 // rounding decides nothing. One key of a block is loud, in a channel that RoPE hardly turns; rows
 // differ in the sign with which they ask for it. Quiet keys together weigh as much as a loud one:
-// a block more or less shows in the output.
+// a block more or less shows in the output. The blocks that walks begin with have the highest score
+// for either sign, so that the steps in which a backend walks decide nothing.
 TokenData LoudBlocks(const LayerShape& shape, uint64_t seed) {
   const TokenData random = RandomData(seed);
   const auto dim = static_cast<size_t>(shape.head_dim);
@@ -42,7 +43,10 @@ TokenData LoudBlocks(const LayerShape& shape, uint64_t seed) {
         x[channel] = (negative ? -2.0f : 2.0f) * std::sqrt(static_cast<float>(dim));
       } else if (position % kPageTokens == 17) {
         const size_t block = static_cast<size_t>(position / kPageTokens);
-        x[channel] = static_cast<float>((block * 7 + head * 3 + seed) % 5) - 2.0f;
+        x[channel] =
+            block < 2 ? 2.0f : static_cast<float>((block * 7 + head * 3 + seed) % 5) - 2.0f;
+      } else if (position % kPageTokens == 18 && position < 2 * kPageTokens) {
+        x[channel] = -2.0f;
       }
     }
   };
