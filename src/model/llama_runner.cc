@@ -13,7 +13,7 @@ namespace {
 constexpr int32_t kMaxBatchedTokens = 1 << 17;
 // Steps with prompt rows have room for one of these, or for all that there can be: an operation may
 // take time for the room.
-constexpr int32_t kRoomForRows[] = {256, 1024};
+constexpr int32_t kRoomForRows[] = {256, 512, 1024, 2048, 4096, 8192};
 constexpr uint64_t kAuditSeed = 0x61756469;  // which steps are audited
 
 // Bytes of an array, rounded up so that the next one is aligned.

@@ -14,10 +14,15 @@ namespace lserve::cuda {
 
 inline constexpr int32_t kWarpThreads = 32;
 
-// After every launch; the error of an earlier kernel that failed shows here too.
+// After every launch: what was launched must be something that this device can run. The failure of
+// an earlier kernel, or of the device, shows here too; it stays, and Stream::Synchronize tells it.
 inline void CheckLaunch(const char* op) {
   const cudaError_t error = cudaGetLastError();
-  CHECK_MSG(error == cudaSuccess, "{}: {}", op, cudaGetErrorString(error));
+  const bool impossible =
+      error == cudaErrorInvalidValue || error == cudaErrorInvalidConfiguration ||
+      error == cudaErrorInvalidDeviceFunction || error == cudaErrorLaunchOutOfResources ||
+      error == cudaErrorNoKernelImageForDevice;
+  CHECK_MSG(!impossible, "{}: {}", op, cudaGetErrorString(error));
 }
 
 constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
