@@ -4,7 +4,8 @@
 // warps. The weight goes from memory to the registers of the tensor cores as it lies: a lane reads
 // 16 bytes of the two rows g and g + 8, and as the order of the depth within a product does not
 // matter, its 8 elements serve as its parts of two products of depth 16; the input is read in the
-// same order.
+// same order. The first steps of the weight are asked for before the kernels that make the input
+// have ended.
 //
 // Bytes: the weight. Target: the bandwidth of memory.
 #include "kernels/cuda/launch.cuh"
@@ -27,6 +28,7 @@ __global__ void __launch_bounds__(kThreads)
   // Steps whose loads are under way together.
   constexpr int32_t kUnroll = kTiles < 4 ? 4 : 2;
   __shared__ float partial[kWarps][kTiles][4][kWarpThreads];
+  LetNextKernelStart();
 
   const int32_t rows =
       arguments.counts[arguments.rows == RowSet::kLogits ? kLogitRows : kDecodeRows];
@@ -34,9 +36,6 @@ __global__ void __launch_bounds__(kThreads)
       static_cast<uint32_t>((arguments.max_rows + kTiles * kTileRows - 1) / (kTiles * kTileRows));
   const auto first_row = static_cast<int32_t>(blockIdx.x % row_blocks) * kTiles * kTileRows;
   const auto first_output = static_cast<int32_t>(blockIdx.x / row_blocks) * kBlockOutputs;
-  if (first_row >= rows) {
-    return;
-  }
   const auto warp = static_cast<int32_t>(threadIdx.x) / kWarpThreads;
   const auto lane = static_cast<int32_t>(threadIdx.x) % kWarpThreads;
   const int32_t g = lane / 4;
@@ -46,9 +45,8 @@ __global__ void __launch_bounds__(kThreads)
       arguments.weight + int64_t{first_output + g} * arguments.padded_depth + 8 * t;
   const int64_t eight_rows = int64_t{8} * arguments.padded_depth;
   const int32_t steps = arguments.padded_depth / kStep;
-  float sums[kTiles][4] = {};
-  for (int32_t first = warp; first < steps; first += kWarps * kUnroll) {
-    uint4 low[kUnroll], high[kUnroll];
+  uint4 low[kUnroll], high[kUnroll];
+  const auto load = [&](int32_t first) {
 #pragma unroll
     for (int32_t u = 0; u < kUnroll; ++u) {
       const int32_t step = first + u * kWarps;
@@ -56,6 +54,19 @@ __global__ void __launch_bounds__(kThreads)
         low[u] = LoadOnce(weight + step * kStep);
         high[u] = LoadOnce(weight + eight_rows + step * kStep);
       }
+    }
+  };
+  if (first_row < rows) {
+    load(warp);
+  }
+  WaitForEarlierKernels();
+  if (first_row >= rows) {
+    return;
+  }
+  float sums[kTiles][4] = {};
+  for (int32_t first = warp; first < steps; first += kWarps * kUnroll) {
+    if (first != warp) {
+      load(first);
     }
 #pragma unroll
     for (int32_t u = 0; u < kUnroll; ++u) {
@@ -123,7 +134,8 @@ void Run(const LinearArguments& arguments, cudaStream_t stream) {
       CeilDiv(arguments.max_rows, kTiles * kTileRows) * (arguments.packed_rows / kBlockOutputs);
   const auto kernel = arguments.depth % 8 == 0 ? LinearRowsKernel<kTiles, true, Output>
                                                : LinearRowsKernel<kTiles, false, Output>;
-  Launch("linear, rows", kernel, static_cast<uint32_t>(blocks), kThreads, 0, stream, arguments);
+  LaunchDependent("linear, rows", kernel, static_cast<uint32_t>(blocks), kThreads, 0, stream,
+                  arguments);
 }
 
 }  // namespace
