@@ -12,6 +12,7 @@ constexpr int32_t kCombineThreads = 128;
 // are added in order.
 __global__ void __launch_bounds__(kCombineThreads)
     CombineSegmentsKernel(const __grid_constant__ AttendDecodeParams params) {
+  BeginDependentKernel();
   __shared__ float weights[kMaxSegments];
   __shared__ float partial[kCombineThreads / kWarpLanes];
   __shared__ float4 sums[kCombineThreads];
@@ -127,10 +128,10 @@ void AttendDecode(const AttendDecodeParams& params, cudaStream_t stream) {
   } else {
     LaunchAttendDecode<256>(params, stream);
   }
-  Launch("attend_decode", CombineSegmentsKernel,
-         dim3(static_cast<unsigned>(params.q_heads),
-              static_cast<unsigned>(params.batch.max_decode_rows)),
-         kCombineThreads, 0, stream, params);
+  LaunchDependent("attend_decode", CombineSegmentsKernel,
+                  dim3(static_cast<unsigned>(params.q_heads),
+                       static_cast<unsigned>(params.batch.max_decode_rows)),
+                  kCombineThreads, 0, stream, params);
 }
 
 int64_t AttendDecodeWorkspace(const AttendDecodeParams& params) {

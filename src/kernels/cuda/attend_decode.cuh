@@ -548,6 +548,7 @@ __device__ void MergeWarps(const AttendDecodeParams& params, const DecodeShape& 
 template <int32_t kDim, int32_t kBits>
 __global__ void __launch_bounds__(kDecodeThreads)
     AttendDecodeKernel(const __grid_constant__ AttendDecodeParams params) {
+  BeginDependentKernel();
   using Stages = DecodeStages<kDim>;
   __shared__ PlanShared plan;
   __shared__ UnitPlace places[kDecodeBatch];
@@ -657,8 +658,9 @@ void LaunchAttendDecode(const AttendDecodeParams& params, cudaStream_t stream);
     const auto kernel = !layout.boxed() || layout.heads == 0 ? AttendDecodeKernel<kDim, 0>        \
                         : layout.value_bits() == 8           ? AttendDecodeKernel<kDim, 8>        \
                                                              : AttendDecodeKernel<kDim, 4>;                 \
-    Launch("attend_decode", kernel, dim3(static_cast<unsigned>(PersistentBlocks(items, 2))),      \
-           kDecodeThreads, DecodeStages<kDim>::kBytes, stream, params);                           \
+    LaunchDependent("attend_decode", kernel,                                                      \
+                    dim3(static_cast<unsigned>(PersistentBlocks(items, 2))), kDecodeThreads,      \
+                    DecodeStages<kDim>::kBytes, stream, params);                                  \
   }
 
 }  // namespace lserve::cuda

@@ -181,6 +181,41 @@ TEST_F(CudaKernelsTest, LinearLayerOfMoreThan31BitsOfElements) {
   }
 }
 
+// Steps of different sizes are recorded apart, so the room of a step must not show in its rows.
+TEST_F(CudaKernelsTest, DecodeRowsAreTheSameWhateverTheRoom) {
+  constexpr int32_t kOutputs = 4000;
+  constexpr int32_t kDepth = 1100;
+  const std::vector<BFloat16> weight = Values(1, int64_t{kOutputs} * kDepth);
+  const std::unique_ptr<PackedLinear> packed =
+      backend_
+          ->PackLinear({weight.data(), DType::kBFloat16, kOutputs, kDepth}, DType::kBFloat16, false)
+          .value();
+  const Buffer input = Upload(Values(2, int64_t{400} * kDepth));
+  std::vector<float> first;
+  for (const int32_t room : {1, 2, 8, 9, 16, 17, 32, 33, 300}) {
+    TestBatch batch(*backend_, *stream_, room);
+    batch.Set(std::min(room, 40), 0);
+    const Buffer output = backend_->Allocate((room + kRowSlack) * int64_t{kOutputs} * 4).value();
+    LinearParams params{};
+    params.batch = batch.view();
+    params.weight = packed.get();
+    params.input = input.data();
+    params.output = output.data();
+    params.dtype = DType::kBFloat16;
+    params.output_dtype = DType::kFloat32;
+    const Buffer workspace =
+        backend_->Allocate(backend_->ops().linear.workspace_bytes(params)).value();
+    params.workspace = workspace.data();
+    backend_->ops().linear.run(*stream_, params);
+    const std::vector<float> row = Download<float>(output, kOutputs);
+    if (first.empty()) {
+      first = row;
+      EXPECT_NE(row, std::vector<float>(kOutputs, 0.0f));
+    }
+    EXPECT_EQ(row, first) << "room for " << room;
+  }
+}
+
 // The tokens that `ref` draws, from a vocabulary of a real size.
 TEST_F(CudaKernelsTest, SamplesFromALargeVocabulary) {
   constexpr int32_t kRows = 16;

@@ -10,6 +10,9 @@
 
 namespace lserve::cuda {
 
+inline constexpr int32_t kLinearRowMultiple = 16;    // packed rows are padded to it
+inline constexpr int32_t kLinearDepthMultiple = 64;  // and their elements
+
 // output = epilogue(input * weight^T), with the weight as CudaLinear packs it.
 struct LinearArguments {
   const int32_t* counts;        // of the batch

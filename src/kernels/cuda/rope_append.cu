@@ -311,6 +311,7 @@ __device__ int32_t PagesOf(const PrefillChunk& chunk) {
 // Items: decode rows, then the chunks' pages in order, each with every KV head.
 __global__ void __launch_bounds__(kThreads)
     RopeAppendKernel(const __grid_constant__ RopeAppendParams params) {
+  BeginDependentKernel();
   __shared__ ClosePageShared shared;
   const Appender appender(params, shared);
   const BatchView& batch = params.batch;
@@ -347,9 +348,9 @@ void RopeAppend(const RopeAppendParams& params, cudaStream_t stream) {
   const int64_t chunk_pages =
       batch.max_chunks == 0 ? 0 : batch.max_rows / kPageTokens + 2 * int64_t{batch.max_chunks};
   const int64_t items = (batch.max_decode_rows + chunk_pages) * params.kv_heads;
-  Launch("rope_append", RopeAppendKernel,
-         dim3(static_cast<unsigned>(PersistentBlocks(items, kBlocksPerMultiprocessor))), kThreads,
-         0, stream, params);
+  LaunchDependent("rope_append", RopeAppendKernel,
+                  dim3(static_cast<unsigned>(PersistentBlocks(items, kBlocksPerMultiprocessor))),
+                  kThreads, 0, stream, params);
 }
 
 const char* RopeAppendVariant(const RopeAppendParams& /*params*/) { return "simt"; }

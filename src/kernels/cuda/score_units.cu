@@ -378,6 +378,7 @@ constexpr int32_t kScoreSharedBytes =
 template <int32_t kDim, PageScore kScore>
 __global__ void __launch_bounds__(kScoreThreads)
     ScoreUnitsKernel(const __grid_constant__ SelectUnitsParams params) {
+  BeginDependentKernel();
   __shared__ PlanShared plan;
   const int32_t warp = static_cast<int32_t>(threadIdx.x) / kWarpLanes;
   std::byte* stages = SharedMemory() + warp * (kScoreSharedBytes<kDim, kScore> / kScoreWarps);
@@ -404,11 +405,11 @@ void LaunchScoreUnits(const SelectUnitsParams& params, cudaStream_t stream) {
                         DivideUp(params.retrieval.max_pages, kSegmentPages);
   const dim3 grid(static_cast<unsigned>(PersistentBlocks(items, kScoreBlocks)));
   if (params.retrieval.layout.score == PageScore::kSketch) {
-    Launch("select_units", ScoreUnitsKernel<kDim, PageScore::kSketch>, grid, kScoreThreads,
-           kScoreSharedBytes<kDim, PageScore::kSketch>, stream, params);
+    LaunchDependent("select_units", ScoreUnitsKernel<kDim, PageScore::kSketch>, grid, kScoreThreads,
+                    kScoreSharedBytes<kDim, PageScore::kSketch>, stream, params);
   } else {
-    Launch("select_units", ScoreUnitsKernel<kDim, PageScore::kMinMax>, grid, kScoreThreads, 0,
-           stream, params);
+    LaunchDependent("select_units", ScoreUnitsKernel<kDim, PageScore::kMinMax>, grid, kScoreThreads,
+                    0, stream, params);
   }
 }
 

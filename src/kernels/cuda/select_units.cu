@@ -20,6 +20,7 @@ constexpr int32_t kListThreads = 512;
 
 __global__ void __launch_bounds__(kWarpLanes)
     JudgeQueriesKernel(const __grid_constant__ SelectUnitsParams params) {
+  BeginDependentKernel();
   const auto index = static_cast<int32_t>(blockIdx.x);
   if (index >= params.batch.counts[kDecodeRows] * params.retrieval.layout.heads) {
     return;
@@ -169,6 +170,7 @@ __device__ void FindCutOff(const float* scores, int32_t end, int32_t places, Lis
 
 __global__ void __launch_bounds__(kListThreads)
     WriteListsKernel(const __grid_constant__ SelectUnitsParams params) {
+  BeginDependentKernel();
   __shared__ ListShared shared;
   const auto index = static_cast<int32_t>(blockIdx.x);
   if (index >= params.batch.counts[kDecodeRows] * params.retrieval.layout.heads) {
@@ -280,10 +282,10 @@ void SelectUnits(const SelectUnitsParams& params, cudaStream_t stream) {
   }
   const dim3 blocks(static_cast<unsigned>(pairs));
   if (params.policy.reuse_distance > 0.0f) {
-    Launch("select_units", JudgeQueriesKernel, blocks, kWarpLanes, 0, stream, params);
+    LaunchDependent("select_units", JudgeQueriesKernel, blocks, kWarpLanes, 0, stream, params);
   }
   ScoreUnits(params, stream);
-  Launch("select_units", WriteListsKernel, blocks, kListThreads, 0, stream, params);
+  LaunchDependent("select_units", WriteListsKernel, blocks, kListThreads, 0, stream, params);
 }
 
 int64_t SelectUnitsWorkspace(const SelectUnitsParams& params) {
