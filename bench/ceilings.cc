@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "bandwidth.h"
-#include "base/build_info.h"
 #include "base/clock.h"
 #include "graph_timer.h"
 #include "linear_layers.h"
@@ -92,18 +91,6 @@ Ceilings MeasureCeilings(Backend& backend, int32_t repeat) {
   ceilings.f32_product_gflops = ProductGflops(2048, dnnl::memory::data_type::f32, repeat);
   ceilings.read_gbps = ReadGbps(threads, repeat);
   return ceilings;
-}
-
-OrderedJson ResultHeader(const Backend& backend, const Ceilings& ceilings) {
-  return {{"commit", BuildCommit()},
-          {"device", backend.facts().name},
-          {"instructions", backend.facts().instructions},
-          {"threads", backend.facts().threads},
-          {"ceilings",
-           {{"bf16_product_gflops", ceilings.bf16_product_gflops},
-            {"f32_product_gflops", ceilings.f32_product_gflops},
-            {"copy_gbps", ceilings.copy_gbps},
-            {"read_gbps", ceilings.read_gbps}}}};
 }
 
 }  // namespace lserve::bench

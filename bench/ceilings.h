@@ -4,7 +4,6 @@
 
 #include <cstdint>
 
-#include "base/json.h"
 #include "kernels/backend.h"
 
 namespace lserve::bench {
@@ -24,8 +23,5 @@ struct Ceilings {
 
 // Of a CPU the best of `repeat`, of a GPU the median.
 Ceilings MeasureCeilings(Backend& backend, int32_t repeat);
-
-// How a result file begins: commit, device, ceilings.
-OrderedJson ResultHeader(const Backend& backend, const Ceilings& ceilings);
 
 }  // namespace lserve::bench

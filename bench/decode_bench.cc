@@ -8,10 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "base/file.h"
-#include "base/json.h"
-#include "ceilings.h"
-#include "graph_timer.h"
+#include "bench_main.h"
 #include "random_layers.h"
 #include "shapes.h"
 
@@ -19,8 +16,7 @@ namespace lserve::bench {
 namespace {
 
 struct Arguments {
-  std::string device = "cpu";
-  std::string json;
+  CommonArguments common;
   std::vector<std::string> shapes = {"needle-7m"};
   std::vector<int64_t> lengths = {16384, 65536};
   std::vector<int32_t> batches = {1};
@@ -28,8 +24,6 @@ struct Arguments {
   std::vector<std::string> selections = {"dense", "minmax-64-4096-1", "sketch-16-512-1"};
   int64_t rotate_bytes = kRotatedBytes;
   int64_t memory_bytes = 0;
-  int32_t threads = 0;
-  TimerOptions timer;
 };
 
 // "dense", or SCORE-UNIT-BUDGET-INTERVAL.
@@ -74,8 +68,9 @@ Result<KvFormat> ParseFormat(const std::string& name) {
 
 class DecodeBench {
  public:
-  DecodeBench(Backend& backend, const Arguments& arguments)
-      : backend_(backend), arguments_(arguments), ceilings_(MeasureCeilings(backend, 5)) {}
+  DecodeBench(Backend& backend, const Ceilings& ceilings, const Arguments& arguments,
+              OrderedJson& rows)
+      : backend_(backend), ceilings_(ceilings), arguments_(arguments), rows_(rows) {}
 
   Status Run() {
     std::printf("%-12s %8s %5s %-5s %-17s %9s %9s %9s %8s %8s\n", "shape", "length", "batch",
@@ -92,16 +87,7 @@ class DecodeBench {
         }
       }
     }
-    std::printf("ceilings: copy %.0f, read %.0f GB/s\n", ceilings_.copy_gbps, ceilings_.read_gbps);
     return OkStatus();
-  }
-
-  OrderedJson ToJson() const {
-    OrderedJson result = ResultHeader(backend_, ceilings_);
-    result["rotated_bytes"] = arguments_.rotate_bytes;
-    result["runs"] = arguments_.timer.runs;
-    result["rows"] = rows_;
-    return result;
   }
 
  private:
@@ -148,7 +134,9 @@ class DecodeBench {
     RandomLayers layers(backend_, shape);
     layers.StartDecode(selection.policy);
     const auto time = [&](auto append) {
-      return MedianSeconds(layers.stream(), layers.decode_cycle(), append, arguments_.timer) * 1e6;
+      return MedianSeconds(layers.stream(), layers.decode_cycle(), append,
+                           arguments_.common.timer) *
+             1e6;
     };
     double select_us = 0;
     if (selects) {
@@ -181,9 +169,9 @@ class DecodeBench {
   }
 
   Backend& backend_;
+  const Ceilings& ceilings_;
   const Arguments& arguments_;
-  const Ceilings ceilings_;
-  OrderedJson rows_ = OrderedJson::array();
+  OrderedJson& rows_;
 };
 
 int Main(int argc, char** argv) {
@@ -191,7 +179,6 @@ int Main(int argc, char** argv) {
   int64_t rotate_mib = arguments.rotate_bytes >> 20;
   int64_t memory_mib = 0;
   CLI::App app("attention of one layer's decode step");
-  app.add_option("--device", arguments.device)->capture_default_str();
   app.add_option("--shapes", arguments.shapes, "llama-3-8b, llama-2-7b, minitron-4b, needle-7m")
       ->delimiter(',')
       ->check(CLI::IsMember(ShapeNames()))
@@ -217,28 +204,12 @@ int Main(int argc, char** argv) {
   app.add_option("--memory-mib", memory_mib, "rows that take more are skipped; 0: 9 tenths")
       ->check(CLI::Range(0, 1 << 24))
       ->capture_default_str();
-  app.add_option("--runs", arguments.timer.runs)
-      ->check(CLI::Range(1, 10001))
-      ->capture_default_str();
-  app.add_option("--threads", arguments.threads)->capture_default_str();
-  app.add_option("--json", arguments.json);
-  CLI11_PARSE(app, argc, argv);
-  arguments.rotate_bytes = rotate_mib << 20;
-  arguments.memory_bytes = memory_mib << 20;
-  const auto backend = MakeBackend(arguments.device, BackendOptions{arguments.threads});
-  if (!backend.ok()) {
-    std::fprintf(stderr, "%s\n", backend.status().message().c_str());
-    return 1;
-  }
-  DecodeBench bench(**backend, arguments);
-  if (const Status status = bench.Run(); !status.ok()) {
-    std::fprintf(stderr, "%s\n", status.message().c_str());
-    return 1;
-  }
-  if (!arguments.json.empty()) {
-    CHECK_OK(WriteFileAtomically(arguments.json, DumpJson(bench.ToJson())));
-  }
-  return 0;
+  return RunBench(app, argc, argv, arguments.common,
+                  [&](Backend& backend, const Ceilings& ceilings, OrderedJson& rows) {
+                    arguments.rotate_bytes = rotate_mib << 20;
+                    arguments.memory_bytes = memory_mib << 20;
+                    return DecodeBench(backend, ceilings, arguments, rows).Run();
+                  });
 }
 
 }  // namespace

@@ -7,10 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "base/file.h"
-#include "base/json.h"
-#include "ceilings.h"
-#include "graph_timer.h"
+#include "bench_main.h"
 #include "linear_layers.h"
 #include "shapes.h"
 
@@ -18,13 +15,10 @@ namespace lserve::bench {
 namespace {
 
 struct Arguments {
-  std::string device = "cpu";
-  std::string json;
+  CommonArguments common;
   std::string shape = "needle-7m";
   std::vector<int32_t> decode_rows = {1, 2, 4, 8, 16, 32};
   std::vector<int32_t> prefill_rows = {256, 1024, 2048, 8192};
-  int32_t threads = 0;
-  TimerOptions timer;
 };
 
 struct Layer {
@@ -47,10 +41,11 @@ std::vector<Layer> LayersOf(const ModelShape& model) {
 
 class LinearBench {
  public:
-  LinearBench(Backend& backend, const Arguments& arguments)
-      : backend_(backend), arguments_(arguments), ceilings_(MeasureCeilings(backend, 5)) {}
+  LinearBench(Backend& backend, const Ceilings& ceilings, const Arguments& arguments,
+              OrderedJson& rows)
+      : backend_(backend), ceilings_(ceilings), arguments_(arguments), rows_(rows) {}
 
-  void Run() {
+  Status Run() {
     std::printf("%-12s %-8s %-8s %6s %10s %8s %9s %9s %9s  %s\n", "shape", "layer", "kind", "rows",
                 "us", "GB/s", "of memory", "TFLOP/s", "of bf16", "variant");
     std::vector<std::unique_ptr<LinearLayers>> layer;
@@ -71,7 +66,8 @@ class LinearBench {
       const auto time = [&](RowKind kind, int32_t rows) {
         layers.Start(kind, rows);
         const double seconds = MedianSeconds(
-            layers.stream(), shape.copies, [&](int32_t i) { layers.Run(i); }, arguments_.timer);
+            layers.stream(), shape.copies, [&](int32_t i) { layers.Run(i); },
+            arguments_.common.timer);
         AddRow(linear.name, kind, rows, {&layers.shape()}, seconds, layers.variant());
       };
       for (const int32_t rows : arguments_.decode_rows) {
@@ -87,16 +83,7 @@ class LinearBench {
     }
     TimeLayers(layer, RowKind::kDecode, arguments_.decode_rows);
     TimeLayers(layer, RowKind::kPrefill, arguments_.prefill_rows);
-    std::printf("ceilings: copy %.0f, read %.0f GB/s, bf16 product %.1f TFLOP/s\n",
-                ceilings_.copy_gbps, ceilings_.read_gbps, ceilings_.bf16_product_gflops / 1e3);
-  }
-
-  OrderedJson ToJson() const {
-    OrderedJson result = ResultHeader(backend_, ceilings_);
-    result["rotated_bytes"] = kRotatedBytes;
-    result["runs"] = arguments_.timer.runs;
-    result["rows"] = rows_;
-    return result;
+    return OkStatus();
   }
 
  private:
@@ -120,7 +107,7 @@ class LinearBench {
               linear->Run(i, stream);
             }
           },
-          arguments_.timer);
+          arguments_.common.timer);
       AddRow("layer", kind, rows, shapes, seconds, "");
     }
   }
@@ -160,15 +147,14 @@ class LinearBench {
   }
 
   Backend& backend_;
+  const Ceilings& ceilings_;
   const Arguments& arguments_;
-  const Ceilings ceilings_;
-  OrderedJson rows_ = OrderedJson::array();
+  OrderedJson& rows_;
 };
 
 int Main(int argc, char** argv) {
   Arguments arguments;
   CLI::App app("linear layers of a model's shape");
-  app.add_option("--device", arguments.device)->capture_default_str();
   app.add_option("--shape", arguments.shape, "llama-3-8b, llama-2-7b, minitron-4b, needle-7m")
       ->check(CLI::IsMember(ShapeNames()))
       ->capture_default_str();
@@ -180,23 +166,10 @@ int Main(int argc, char** argv) {
       ->delimiter(',')
       ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str();
-  app.add_option("--runs", arguments.timer.runs)
-      ->check(CLI::Range(1, 10001))
-      ->capture_default_str();
-  app.add_option("--threads", arguments.threads)->capture_default_str();
-  app.add_option("--json", arguments.json);
-  CLI11_PARSE(app, argc, argv);
-  const auto backend = MakeBackend(arguments.device, BackendOptions{arguments.threads});
-  if (!backend.ok()) {
-    std::fprintf(stderr, "%s\n", backend.status().message().c_str());
-    return 1;
-  }
-  LinearBench bench(**backend, arguments);
-  bench.Run();
-  if (!arguments.json.empty()) {
-    CHECK_OK(WriteFileAtomically(arguments.json, DumpJson(bench.ToJson())));
-  }
-  return 0;
+  return RunBench(app, argc, argv, arguments.common,
+                  [&](Backend& backend, const Ceilings& ceilings, OrderedJson& rows) {
+                    return LinearBench(backend, ceilings, arguments, rows).Run();
+                  });
 }
 
 }  // namespace

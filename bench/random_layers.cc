@@ -13,8 +13,6 @@ namespace {
 // 2^18 - 5 is a prime: copies of the pattern that follow each other meet pages, which are multiples
 // of 512 bytes, at ever other places.
 constexpr int64_t kPatternBytes = int64_t{16} * 262139;
-constexpr int32_t kSinkTokens = 128;
-constexpr int32_t kLocalTokens = 256;
 
 // Normal bf16 numbers. Their bits are finite as float16 and are any codes.
 const std::vector<BFloat16>& Pattern() {

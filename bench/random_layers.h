@@ -39,6 +39,9 @@ struct SkippedBlocks {
 
 class RandomLayers {
  public:
+  static constexpr int32_t kSinkTokens = 128;
+  static constexpr int32_t kLocalTokens = 256;
+
   // CHECKs that the memory suffices: see Bytes.
   RandomLayers(Backend& backend, const LayerShape& shape);
 

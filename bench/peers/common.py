@@ -23,10 +23,6 @@ SHAPES = {
 }
 
 
-def integers(text):
-    return [int(part) for part in text.split(",") if part]
-
-
 def rotated(byte_count, most=64):
     """How many buffers of this size are taken in turn."""
     return max(1, min(most, -(-ROTATED_BYTES // byte_count)))

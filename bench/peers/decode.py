@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Dense decode attention of one layer by PyTorch's SDPA backends, and by FlashInfer and flash-attn
 where they are installed: the peers of decode_bench's dense rows.
 
@@ -6,8 +5,6 @@ Each SDPA backend gets the query in two forms: `gqa`, one query a query head (en
 `folded`, the queries of a group as rows of one attention without a mask, which is the same
 computation and reads each key once a group.
 """
-
-import argparse
 
 import torch
 import torch.nn.functional as F
@@ -114,22 +111,10 @@ def rows_of(shape, batch, tokens, runs):
     return rows
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", default="llama-3-8b")
-    parser.add_argument("--lengths", type=common.integers, default=[8192, 32768, 131072])
-    parser.add_argument("--batches", type=common.integers, default=[1, 8])
-    parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--json")
-    arguments = parser.parse_args()
-    rows = []
-    for shape in arguments.shapes.split(","):
-        for batch in arguments.batches:
-            for tokens in arguments.lengths:
-                rows += rows_of(shape, batch, tokens, arguments.runs)
-                torch.cuda.empty_cache()
-    common.write(arguments.json, rows, common.ceilings())
-
-
-if __name__ == "__main__":
-    main()
+def rows(shape, lengths, batches, runs):
+    result = []
+    for batch in batches:
+        for tokens in lengths:
+            result += rows_of(shape, batch, tokens, runs)
+            torch.cuda.empty_cache()
+    return result

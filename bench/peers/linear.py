@@ -1,8 +1,5 @@
-#!/usr/bin/env python3
 """Linear layers by torch.nn.functional.linear (cuBLAS) in bf16: the peer of linear_bench. It
 computes the products alone, without the epilogues that linear_bench's rows have."""
-
-import argparse
 
 import torch
 import torch.nn.functional as F
@@ -21,16 +18,8 @@ def layers_of(shape):
     }
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", default="llama-3-8b", choices=common.SHAPES)
-    parser.add_argument("--decode-rows", type=common.integers, default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--prefill-rows", type=common.integers, default=[256, 1024, 2048, 8192])
-    parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--json")
-    arguments = parser.parse_args()
-
-    rows = []
+def rows(shape, decode_rows, prefill_rows, runs):
+    result = []
     weights = {}
 
     def measure(layer, kind, count, names):
@@ -45,35 +34,31 @@ def main():
                 F.linear(x, weights[name][i % len(weights[name])])
 
         row = {
-            "kind": "linear", "peer": "cublas", "shape": arguments.shape, "layer": layer,
+            "kind": "linear", "peer": "cublas", "shape": shape, "layer": layer,
             "row_kind": kind, "rows": count,
         }
-        if (seconds := common.attempt(row, work, cycle=copies, runs=arguments.runs)) is not None:
+        if (seconds := common.attempt(row, work, cycle=copies, runs=runs)) is not None:
             elements = sum(weights[name][0].numel() for name in names)
             moved = sum(x.numel() + count * weights[n][0].shape[0] for x, n in zip(inputs, names))
             row["gbps"] = 2 * (elements + moved) / seconds / 1e9
             row["tflops"] = 2 * count * elements / seconds / 1e12
-        common.show(row, f"linear {arguments.shape} {layer} {kind} {count}")
-        rows.append(row)
+        common.show(row, f"linear {shape} {layer} {kind} {count}")
+        result.append(row)
 
-    for name, (columns, depth) in layers_of(arguments.shape).items():
+    for name, (columns, depth) in layers_of(shape).items():
         weights[name] = [
             torch.randn(columns, depth, dtype=torch.bfloat16, device="cuda") / depth**0.5
             for _ in range(common.rotated(2 * columns * depth, most=16))
         ]
-        for count in arguments.decode_rows:
+        for count in decode_rows:
             measure(name, "decode", count, [name])
         if name == "lm_head":
             del weights[name]
             continue
-        for count in arguments.prefill_rows:
+        for count in prefill_rows:
             measure(name, "prefill", count, [name])
-    for count in arguments.decode_rows:
+    for count in decode_rows:
         measure("layer", "decode", count, list(weights))
-    for count in arguments.prefill_rows:
+    for count in prefill_rows:
         measure("layer", "prefill", count, list(weights))
-    common.write(arguments.json, rows, common.ceilings())
-
-
-if __name__ == "__main__":
-    main()
+    return result
