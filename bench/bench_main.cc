@@ -25,6 +25,7 @@ Status Measure(const CommonArguments& arguments, const MeasureRows& measure) {
                               {"threads", backend->facts().threads},
                               {"ceilings",
                                {{"bf16_product_gflops", ceilings.bf16_product_gflops},
+                                {"bf16_product_variant", ceilings.bf16_product_variant},
                                 {"f32_product_gflops", ceilings.f32_product_gflops},
                                 {"copy_gbps", ceilings.copy_gbps},
                                 {"read_gbps", ceilings.read_gbps}}},

@@ -103,8 +103,10 @@ class DecodeBench {
                      .length = length,
                      .batch = batch};
     ASSIGN_OR_RETURN(shape.format, ParseFormat(format));
-    const bool selects = !selection.dense() && length > selection.policy.token_budget;
-    const int64_t select_bytes = selects ? RandomLayers::SelectBytes(shape) : 0;
+    // Within the budget a step asks the selector, too, which has nothing to read.
+    const bool selects = !selection.dense();
+    const int64_t select_bytes =
+        selects && length > selection.policy.token_budget ? RandomLayers::SelectBytes(shape) : 0;
     const int64_t attend_bytes = RandomLayers::AttendBytes(shape, selection.policy);
     OrderedJson row = {{"kind", "decode"},
                        {"shape", model.name},

@@ -7,7 +7,6 @@ Buffers are taken in turn, at least ROTATED_BYTES of them.
 
 import json
 import statistics
-import sys
 import time
 
 import torch
@@ -106,9 +105,6 @@ def write(path, rows, measured):
         "rotated_bytes": ROTATED_BYTES,
         "rows": rows,
     }
-    if path:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=2)
-            file.write("\n")
-    else:
-        json.dump(result, sys.stdout, indent=2)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(result, file, indent=2)
+        file.write("\n")

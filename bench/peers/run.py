@@ -28,20 +28,24 @@ def main():
         "--linear", action="append", default=[], metavar="SHAPE:DECODE_ROWS:PREFILL_ROWS"
     )
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--json")
+    parser.add_argument("--json", required=True)
     arguments = parser.parse_args()
     measured = common.ceilings()
     rows = []
+
+    def add(more):  # written after every part: what is there stays, whatever comes later
+        rows.extend(more)
+        common.write(arguments.json, rows, measured)
+
     for part in arguments.decode:
         shape, lengths, batches = part.split(":")
-        rows += decode.rows(shape, integers(lengths), integers(batches), arguments.runs)
+        add(decode.rows(shape, integers(lengths), integers(batches), arguments.runs))
     for part in arguments.prefill:
         shape, lengths, last = part.split(":")
-        rows += prefill.rows(shape, integers(lengths), int(last), min(arguments.runs, 3))
+        add(prefill.rows(shape, integers(lengths), int(last), min(arguments.runs, 3)))
     for part in arguments.linear:
         shape, decode_rows, prefill_rows = part.split(":")
-        rows += linear.rows(shape, integers(decode_rows), integers(prefill_rows), arguments.runs)
-    common.write(arguments.json, rows, measured)
+        add(linear.rows(shape, integers(decode_rows), integers(prefill_rows), arguments.runs))
 
 
 if __name__ == "__main__":
