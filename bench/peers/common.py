@@ -34,9 +34,14 @@ def median_seconds(work, cycle=1, run_seconds=4e-3, runs=7):
 
     def captured(repetitions):
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for i in range(repetitions):
-                work(i)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            graph.capture_begin()
+            try:
+                for i in range(repetitions):
+                    work(i)
+            finally:
+                graph.capture_end()
         return graph
 
     def seconds(graph):
