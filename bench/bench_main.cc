@@ -1,6 +1,8 @@
 #include "bench_main.h"
 
 #include <cstdio>
+#include <memory>
+#include <utility>
 
 #include "base/build_info.h"
 #include "base/file.h"
@@ -12,28 +14,36 @@ Status Measure(const CommonArguments& arguments, const MeasureRows& measure) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
                    MakeBackend(arguments.device, BackendOptions{arguments.threads}));
   const Ceilings ceilings = MeasureCeilings(*backend, 5);
-  OrderedJson rows = OrderedJson::array();
-  RETURN_IF_ERROR(measure(*backend, ceilings, rows));
+  Results results(arguments.json, {{"commit", BuildCommit()},
+                                   {"device", backend->facts().name},
+                                   {"instructions", backend->facts().instructions},
+                                   {"threads", backend->facts().threads},
+                                   {"ceilings",
+                                    {{"bf16_product_gflops", ceilings.bf16_product_gflops},
+                                     {"bf16_product_variant", ceilings.bf16_product_variant},
+                                     {"f32_product_gflops", ceilings.f32_product_gflops},
+                                     {"copy_gbps", ceilings.copy_gbps},
+                                     {"read_gbps", ceilings.read_gbps}}},
+                                   {"runs", arguments.timer.runs}});
+  RETURN_IF_ERROR(measure(*backend, ceilings, results));
   std::printf("ceilings: copy %.0f, read %.0f GB/s, bf16 product %.3f TFLOP/s\n",
               ceilings.copy_gbps, ceilings.read_gbps, ceilings.bf16_product_gflops / 1e3);
-  if (arguments.json.empty()) {
-    return OkStatus();
-  }
-  const OrderedJson result = {{"commit", BuildCommit()},
-                              {"device", backend->facts().name},
-                              {"instructions", backend->facts().instructions},
-                              {"threads", backend->facts().threads},
-                              {"ceilings",
-                               {{"bf16_product_gflops", ceilings.bf16_product_gflops},
-                                {"f32_product_gflops", ceilings.f32_product_gflops},
-                                {"copy_gbps", ceilings.copy_gbps},
-                                {"read_gbps", ceilings.read_gbps}}},
-                              {"runs", arguments.timer.runs},
-                              {"rows", rows}};
-  return WriteFileAtomically(arguments.json, DumpJson(result));
+  return OkStatus();
 }
 
 }  // namespace
+
+Results::Results(std::string path, OrderedJson header)
+    : path_(std::move(path)), result_(std::move(header)) {
+  result_["rows"] = OrderedJson::array();
+}
+
+void Results::Add(const OrderedJson& row) {
+  result_["rows"].push_back(row);
+  if (!path_.empty()) {
+    CHECK_OK(WriteFileAtomically(path_, DumpJson(result_)));
+  }
+}
 
 int RunBench(CLI::App& app, int argc, char** argv, CommonArguments& arguments,
              const MeasureRows& measure) {

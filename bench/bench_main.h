@@ -22,9 +22,22 @@ struct CommonArguments {
   TimerOptions timer;
 };
 
-// Prints its rows and adds them to `rows`.
+// The run's result file, if one was asked for.
+class Results {
+ public:
+  Results(std::string path, OrderedJson header);
+
+  // Written at once: what is there stays, whatever comes later.
+  void Add(const OrderedJson& row);
+
+ private:
+  const std::string path_;
+  OrderedJson result_;
+};
+
+// Measures the benchmark's rows, prints them and adds them to the results.
 using MeasureRows =
-    std::function<Status(Backend& backend, const Ceilings& ceilings, OrderedJson& rows)>;
+    std::function<Status(Backend& backend, const Ceilings& ceilings, Results& results)>;
 
 // Adds the common options to the benchmark's own, parses, measures and writes the result file. To
 // be returned from main.

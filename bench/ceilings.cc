@@ -64,14 +64,15 @@ double ReadGbps(int32_t threads, int32_t repeat) {
   return static_cast<double>(data.size() * sizeof(uint64_t)) / best / 1e9;
 }
 
-double BackendProductGflops(Backend& backend, int32_t repeat) {
+void MeasureBackendProduct(Backend& backend, int32_t repeat, Ceilings& ceilings) {
   constexpr int32_t kSize = 8192;
   LinearLayers layers(backend,
                       {.out_features = kSize, .in_features = kSize, .copies = 1, .rows = kSize});
   layers.Start(RowKind::kPrefill, kSize);
   const double seconds = MedianSeconds(layers.stream(), 1, [&](int32_t i) { layers.Run(i); },
                                        {.run_seconds = 20e-3, .runs = repeat});
-  return 2.0 * kSize * kSize * kSize / seconds / 1e9;
+  ceilings.bf16_product_gflops = 2.0 * kSize * kSize * kSize / seconds / 1e9;
+  ceilings.bf16_product_variant = layers.variant();
 }
 
 }  // namespace
@@ -82,7 +83,7 @@ Ceilings MeasureCeilings(Backend& backend, int32_t repeat) {
     const Bandwidth bandwidth = MeasureCudaBandwidth(repeat);
     ceilings.copy_gbps = bandwidth.copy_gbps;
     ceilings.read_gbps = bandwidth.read_gbps;
-    ceilings.bf16_product_gflops = BackendProductGflops(backend, repeat);
+    MeasureBackendProduct(backend, repeat, ceilings);
     return ceilings;
   }
   const int32_t threads = backend.facts().threads;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "kernels/backend.h"
 
@@ -13,6 +14,7 @@ struct Ceilings {
   // CPU: oneDNN matmul, 4096 cubed, bf16 with float32 output. GPU: the backend's own product for
   // prefill rows (a library's), 8192 cubed, bf16.
   double bf16_product_gflops = 0;
+  std::string bf16_product_variant = "onednn";
   double f32_product_gflops = 0;  // CPU: oneDNN matmul, 2048 cubed
   double copy_gbps = 0;           // GPU: 2 GiB on the device, bytes read and bytes written
   double read_gbps = 0;           // CPU: summing 1 GiB; GPU: a kernel that reads 4 GiB

@@ -69,8 +69,8 @@ Result<KvFormat> ParseFormat(const std::string& name) {
 class DecodeBench {
  public:
   DecodeBench(Backend& backend, const Ceilings& ceilings, const Arguments& arguments,
-              OrderedJson& rows)
-      : backend_(backend), ceilings_(ceilings), arguments_(arguments), rows_(rows) {}
+              Results& results)
+      : backend_(backend), ceilings_(ceilings), arguments_(arguments), results_(results) {}
 
   Status Run() {
     std::printf("%-12s %8s %5s %-5s %-17s %9s %9s %9s %8s %8s\n", "shape", "length", "batch",
@@ -103,8 +103,10 @@ class DecodeBench {
                      .length = length,
                      .batch = batch};
     ASSIGN_OR_RETURN(shape.format, ParseFormat(format));
-    const bool selects = !selection.dense() && length > selection.policy.token_budget;
-    const int64_t select_bytes = selects ? RandomLayers::SelectBytes(shape) : 0;
+    // Within the budget a step asks the selector, too, which has nothing to read.
+    const bool selects = !selection.dense();
+    const int64_t select_bytes =
+        selects && length > selection.policy.token_budget ? RandomLayers::SelectBytes(shape) : 0;
     const int64_t attend_bytes = RandomLayers::AttendBytes(shape, selection.policy);
     OrderedJson row = {{"kind", "decode"},
                        {"shape", model.name},
@@ -123,7 +125,7 @@ class DecodeBench {
       row["skipped"] = fmt::format("a layer takes {} bytes, {} are given", layer_bytes, memory);
       std::printf("%-12s %8ld %5d %-5s %-17s does not fit\n", model.name, static_cast<long>(length),
                   batch, format.c_str(), selection.name.c_str());
-      rows_.push_back(row);
+      results_.Add(row);
       return OkStatus();
     }
     const int64_t read = select_bytes / selection.policy.reuse_interval + attend_bytes;
@@ -164,14 +166,14 @@ class DecodeBench {
     row["attend_bytes"] = attend_bytes;
     row["gbps"] = gbps;
     row["share_of_memory"] = share;
-    rows_.push_back(row);
+    results_.Add(row);
     return OkStatus();
   }
 
   Backend& backend_;
   const Ceilings& ceilings_;
   const Arguments& arguments_;
-  OrderedJson& rows_;
+  Results& results_;
 };
 
 int Main(int argc, char** argv) {
@@ -205,10 +207,10 @@ int Main(int argc, char** argv) {
       ->check(CLI::Range(0, 1 << 24))
       ->capture_default_str();
   return RunBench(app, argc, argv, arguments.common,
-                  [&](Backend& backend, const Ceilings& ceilings, OrderedJson& rows) {
+                  [&](Backend& backend, const Ceilings& ceilings, Results& results) {
                     arguments.rotate_bytes = rotate_mib << 20;
                     arguments.memory_bytes = memory_mib << 20;
-                    return DecodeBench(backend, ceilings, arguments, rows).Run();
+                    return DecodeBench(backend, ceilings, arguments, results).Run();
                   });
 }
 

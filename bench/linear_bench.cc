@@ -42,8 +42,8 @@ std::vector<Layer> LayersOf(const ModelShape& model) {
 class LinearBench {
  public:
   LinearBench(Backend& backend, const Ceilings& ceilings, const Arguments& arguments,
-              OrderedJson& rows)
-      : backend_(backend), ceilings_(ceilings), arguments_(arguments), rows_(rows) {}
+              Results& results)
+      : backend_(backend), ceilings_(ceilings), arguments_(arguments), results_(results) {}
 
   Status Run() {
     std::printf("%-12s %-8s %-8s %6s %10s %8s %9s %9s %9s  %s\n", "shape", "layer", "kind", "rows",
@@ -132,24 +132,24 @@ class LinearBench {
                 arguments_.shape.c_str(), name, kind_name, rows, seconds * 1e6, gbps,
                 100 * of_memory, gflops / 1e3, 100 * of_product, variant);
     std::fflush(stdout);
-    rows_.push_back({{"kind", "linear"},
-                     {"shape", arguments_.shape},
-                     {"layer", name},
-                     {"row_kind", kind_name},
-                     {"rows", rows},
-                     {"variant", variant},
-                     {"us", seconds * 1e6},
-                     {"bytes", bytes},
-                     {"gbps", gbps},
-                     {"share_of_memory", of_memory},
-                     {"tflops", gflops / 1e3},
-                     {"share_of_bf16_product", of_product}});
+    results_.Add({{"kind", "linear"},
+                  {"shape", arguments_.shape},
+                  {"layer", name},
+                  {"row_kind", kind_name},
+                  {"rows", rows},
+                  {"variant", variant},
+                  {"us", seconds * 1e6},
+                  {"bytes", bytes},
+                  {"gbps", gbps},
+                  {"share_of_memory", of_memory},
+                  {"tflops", gflops / 1e3},
+                  {"share_of_bf16_product", of_product}});
   }
 
   Backend& backend_;
   const Ceilings& ceilings_;
   const Arguments& arguments_;
-  OrderedJson& rows_;
+  Results& results_;
 };
 
 int Main(int argc, char** argv) {
@@ -167,8 +167,8 @@ int Main(int argc, char** argv) {
       ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str();
   return RunBench(app, argc, argv, arguments.common,
-                  [&](Backend& backend, const Ceilings& ceilings, OrderedJson& rows) {
-                    return LinearBench(backend, ceilings, arguments, rows).Run();
+                  [&](Backend& backend, const Ceilings& ceilings, Results& results) {
+                    return LinearBench(backend, ceilings, arguments, results).Run();
                   });
 }
 

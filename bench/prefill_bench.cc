@@ -54,12 +54,12 @@ Work WorkOf(int64_t first, int64_t length, bool streaming, int32_t group) {
 class PrefillBench {
  public:
   PrefillBench(Backend& backend, const Ceilings& ceilings, const Arguments& arguments,
-               OrderedJson& rows)
+               Results& results)
       : backend_(backend),
         ceilings_(ceilings),
         arguments_(arguments),
         model_(FindShape(arguments.shape)),
-        rows_(rows) {}
+        results_(results) {}
 
   Status Run() {
     RETURN_IF_ERROR(CheckRows());
@@ -183,14 +183,14 @@ class PrefillBench {
                        {"speed_up", speed_up},
                        {"share_of_promise", speed_up / promised}};
     row.update(more);
-    rows_.push_back(row);
+    results_.Add(row);
   }
 
   Backend& backend_;
   const Ceilings& ceilings_;
   const Arguments& arguments_;
   const ModelShape& model_;
-  OrderedJson& rows_;
+  Results& results_;
   int64_t first_ = 0;
   double dense_seconds_ = 0;
 };
@@ -220,8 +220,8 @@ int Main(int argc, char** argv) {
   app.add_option("--thresholds", arguments.thresholds, "of dynamic prefill attention")
       ->delimiter(',');
   return RunBench(app, argc, argv, arguments.common,
-                  [&](Backend& backend, const Ceilings& ceilings, OrderedJson& rows) {
-                    return PrefillBench(backend, ceilings, arguments, rows).Run();
+                  [&](Backend& backend, const Ceilings& ceilings, Results& results) {
+                    return PrefillBench(backend, ceilings, arguments, results).Run();
                   });
 }
 

@@ -7,7 +7,6 @@ Buffers are taken in turn, at least ROTATED_BYTES of them.
 
 import json
 import statistics
-import sys
 import time
 
 import torch
@@ -35,9 +34,14 @@ def median_seconds(work, cycle=1, run_seconds=4e-3, runs=7):
 
     def captured(repetitions):
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for i in range(repetitions):
-                work(i)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            graph.capture_begin()
+            try:
+                for i in range(repetitions):
+                    work(i)
+            finally:
+                graph.capture_end()
         return graph
 
     def seconds(graph):
@@ -106,9 +110,6 @@ def write(path, rows, measured):
         "rotated_bytes": ROTATED_BYTES,
         "rows": rows,
     }
-    if path:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=2)
-            file.write("\n")
-    else:
-        json.dump(result, sys.stdout, indent=2)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(result, file, indent=2)
+        file.write("\n")

@@ -36,8 +36,10 @@ def sdpa_peers(q, keys, values):
         return work
 
     for name, backend in BACKENDS.items():
-        yield f"{name} gqa", work_of(backend, q, q_heads != kv_heads)
-        if q_heads != kv_heads:
+        if q_heads == kv_heads:
+            yield name, work_of(backend, q, False)
+        else:
+            yield f"{name} gqa", work_of(backend, q, True)
             yield f"{name} folded", work_of(backend, folded, False)
 
 
