@@ -37,9 +37,9 @@ constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // or to overwrite under. That holds only if every block waits, also one that has nothing to do.
 //
 // Before its wait a block may read what no kernel writes while a step runs: its parameters, weights
-// (a packed weight is complete when PackLinear returns) and the arrays of the batch, which copies
-// bring; a copy waits for the kernels before it and holds up those behind it, as does a kernel of
-// a library or one launched by Launch().
+// (a packed weight is complete when PackLinear returns), the arrays of the batch and the prompts'
+// lengths, which copies bring; a copy waits for the kernels before it and holds up those behind it,
+// as does a kernel of a library or one launched by Launch().
 
 __device__ __forceinline__ void WaitForEarlierKernels() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -47,8 +47,9 @@ __device__ __forceinline__ void WaitForEarlierKernels() {
 #endif
 }
 
-// Called first thing by every block: what the next kernel does before its wait disturbs nobody, and
-// its blocks take only what room the blocks of this kernel, which all have begun, leave.
+// The next kernel's blocks take only what room the blocks of this kernel, which all have begun,
+// leave. A kernel of little work calls this first; one that reads much calls it when its loads are
+// under way, so that what the next kernel loads before its wait does not come between them.
 __device__ __forceinline__ void LetNextKernelStart() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
