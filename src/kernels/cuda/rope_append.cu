@@ -311,13 +311,14 @@ __device__ int32_t PagesOf(const PrefillChunk& chunk) {
 // Items: decode rows, then the chunks' pages in order, each with every KV head.
 __global__ void __launch_bounds__(kThreads)
     RopeAppendKernel(const __grid_constant__ RopeAppendParams params) {
-  BeginDependentKernel();
   __shared__ ClosePageShared shared;
+  LetNextKernelStart();
   const Appender appender(params, shared);
   const BatchView& batch = params.batch;
   const int32_t decode_rows = batch.counts[kDecodeRows];
   const int32_t chunks = batch.counts[kChunks];
   const int32_t heads = params.kv_heads;
+  WaitForEarlierKernels();
   int32_t c = 0;
   int32_t chunk_first = decode_rows;  // the item row of the chunk's first page
   for (int64_t item = blockIdx.x;; item += gridDim.x) {

@@ -395,6 +395,7 @@ template <int32_t kDim, PageScore kScore>
 __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks<kDim, kScore>)
     ScoreUnitsKernel(const __grid_constant__ SelectUnitsParams params) {
   __shared__ PlanShared plan;
+  LetNextKernelStart();
   const int32_t warp = static_cast<int32_t>(threadIdx.x) / kWarpLanes;
   std::byte* stages = SharedMemory() + warp * (kScoreSharedBytes<kDim, kScore> / kScoreWarps);
   const int32_t pairs = params.batch.counts[kDecodeRows] * params.retrieval.layout.heads;
@@ -428,7 +429,6 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks<kDim, kScore>)
     const int32_t end = min(first + segment_of(pair), pages_of(pair));
     scorer.Run(kScore == PageScore::kMinMax ? first / 4 + warp : first + warp, end, kScoreWarps);
   });
-  LetNextKernelStart();
   if (!waited) {
     WaitForEarlierKernels();
   }
