@@ -51,6 +51,8 @@ struct LinearWeight {
   DType dtype = DType::kBFloat16;
   int64_t out_features = 0;
   int64_t in_features = 0;
+  // The matrix lies in a Buffer of the backend, is bf16, and what fills it has run.
+  bool on_device = false;
 };
 
 class Backend {

@@ -45,6 +45,7 @@ constexpr Ops kOps = {
     .attend_prefill = {"attend_prefill", AttendPrefillWorkspace,
                        AppendOp<AttendPrefillParams, AttendPrefill>, AttendPrefillVariant},
     .sample = {"sample", NoWorkspace, AppendOp<SampleParams, Sample>, Simt},
+    .fill_normal = {"fill_normal", NoWorkspace, AppendOp<FillNormalParams, FillNormal>, Simt},
     .copy_pages = {"copy_pages", NoWorkspace, AppendOp<CopyPagesParams, CopyPages>, Simt},
     .export_page = {"export_page", NoWorkspace, AppendOp<TransferPageParams, ExportPage>, Simt},
     .import_page = {"import_page", NoWorkspace, AppendOp<TransferPageParams, ImportPage>, Simt},
