@@ -59,6 +59,12 @@ class CudaBackend : public Backend {
   const DeviceFacts& facts() const override { return facts_; }
   const Ops& ops() const override { return kOps; }
 
+  int64_t FreeBytes() const override {
+    size_t free = 0;
+    size_t total = 0;
+    return cudaMemGetInfo(&free, &total) == cudaSuccess ? static_cast<int64_t>(free) : 0;
+  }
+
   Status SupportsActivations(DType dtype) const override {
     if (dtype == DType::kBFloat16) {
       return OkStatus();
@@ -130,6 +136,7 @@ Result<DeviceFacts> FindDevice() {
                                    properties.minor, properties.multiProcessorCount);
   facts.memory_bytes = static_cast<int64_t>(total);
   facts.free_bytes = static_cast<int64_t>(free);
+  facts.own_memory = true;
   return facts;
 }
 
