@@ -1,5 +1,6 @@
-// lserve bench: prefill and decode latency over lengths, batches and attention modes. The modes are
-// interleaved, repetition by repetition, so that a machine whose speed drifts is fair to both.
+// lserve bench: prefill and decode latency over lengths, batches and attention modes, of a model's
+// folder or of a shape with random weights. The modes are interleaved, repetition by repetition, so
+// that a machine whose speed drifts is fair to both.
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -14,12 +15,15 @@
 #include "base/random.h"
 #include "cli/command.h"
 #include "engine/offline.h"
+#include "model/shapes.h"
 
 namespace lserve {
 namespace {
 
 struct BenchArguments {
-  std::string model;
+  std::string model;  // or
+  std::string shape;
+  std::string fill = "prompt";
   Settings settings;
   std::vector<int64_t> lengths = {4096, 32768};
   int64_t decode_tokens = 64;
@@ -29,12 +33,14 @@ struct BenchArguments {
   std::string json;
 };
 
+// One run of a row.
 struct Measurement {
-  double prefill_ms = 0;
+  double fill_ms = 0;             // until the contexts are there: by prefill, unless --fill random
   std::vector<double> decode_ms;  // one a step
   int64_t kv_bytes = 0;
   int64_t resident_bytes = 0;
-  PrefillBlocks blocks;  // in dynamic prefill attention
+  int64_t device_bytes = 0;  // in use of a device's own memory, else 0
+  PrefillBlocks blocks;      // in dynamic prefill attention
 };
 
 // Starts the peak resident set afresh, where the system allows it.
@@ -61,48 +67,93 @@ std::vector<int32_t> RandomPrompt(int64_t tokens, int64_t vocab_size, uint64_t s
   return prompt;
 }
 
-// Touches what a runner keeps between requests (activations, rings, chunk pages): a server's first
-// request pays for that once, a benchmark's run should not.
-Status WarmUp(LlamaRunner& runner, const LoadedModel& model, int64_t tokens) {
-  const int64_t count = std::min(tokens, model.settings.max_num_batched_tokens);
-  const std::vector<int32_t> prompt = RandomPrompt(count, model.config.vocab_size, 0);
-  ASSIGN_OR_RETURN(const int32_t slot, runner.OpenSlot(prompt, kGreedySampling));
-  RETURN_IF_ERROR(PrefillPrompt(runner, slot, prompt, 0, count + kQueryBlockTokens, true).status());
-  runner.CloseSlot(slot);
+// Touches what a runner keeps between requests (activations, rings, chunk pages, graphs): a
+// server's first request pays for that once, a benchmark's run should not. A prompt of `tokens`
+// tokens or of a step's, and a decode step of `batch` rows.
+Status WarmUp(LlamaRunner& runner, const LoadedModel& model, int64_t tokens, int64_t batch) {
+  std::vector<int32_t> slots;
+  StepInput decode;
+  for (int64_t i = 0; i < batch; ++i) {
+    const int64_t count =
+        i == 0 ? std::min(tokens, model.settings.max_num_batched_tokens) : int64_t{1};
+    const std::vector<int32_t> prompt = RandomPrompt(count, model.config.vocab_size, 0);
+    ASSIGN_OR_RETURN(const int32_t slot, runner.OpenSlot(prompt, kGreedySampling));
+    slots.push_back(slot);
+    RETURN_IF_ERROR(
+        PrefillPrompt(runner, slot, prompt, 0, count + kQueryBlockTokens, true).status());
+    RETURN_IF_ERROR(runner.Reserve(slot, count + 1));
+    decode.decode.push_back(DecodeRow{.slot = slot, .position = count});
+  }
+  RETURN_IF_ERROR(runner.Step(decode).status());
+  for (const int32_t slot : slots) {
+    runner.CloseSlot(slot);
+  }
   return OkStatus();
 }
 
-// One run: `batch` sequences of `length` tokens each after decoding.
+// kResourceExhausted if the cache holds less than `batch` sequences of `length` tokens.
+Status CheckCapacity(const LlamaRunner& runner, int64_t batch, int64_t length) {
+  const int64_t pages = batch * runner.PagesFor(length);
+  if (pages <= runner.FreePages()) {
+    return OkStatus();
+  }
+  const CacheConfig& cache = runner.cache().config();
+  return ResourceExhausted("{} x {} tokens take {} bytes of closed KV pages, there is room for {}",
+                           batch, length, pages * cache.RetrievalPageBytes(),
+                           runner.FreePages() * cache.RetrievalPageBytes());
+}
+
+// A slot that holds `tokens` tokens and has its next one to decode.
+Result<int32_t> OpenContext(LlamaRunner& runner, const LoadedModel& model,
+                            const BenchArguments& arguments, int64_t tokens, uint64_t seed) {
+  const std::vector<int32_t> prompt = RandomPrompt(tokens, model.config.vocab_size, seed);
+  ASSIGN_OR_RETURN(const int32_t slot, runner.OpenSlot(prompt, kGreedySampling));
+  const int64_t chunk_tokens = model.settings.max_num_batched_tokens;
+  if (arguments.fill == "random") {
+    RETURN_IF_ERROR(runner.AppendRandom(slot, tokens, seed, chunk_tokens));
+  } else {
+    ASSIGN_OR_RETURN(const int32_t token,
+                     PrefillPrompt(runner, slot, prompt, 0, chunk_tokens, true));
+    CHECK_GE(token, 0);
+  }
+  return slot;
+}
+
+// One run: `batch` sequences of `length` tokens each after decoding. Errors: kResourceExhausted if
+// they do not fit.
 Result<Measurement> Measure(const LoadedModel& model, const std::string& attention,
                             const BenchArguments& arguments, int64_t length) {
   ResetPeakResident();
-  ASSIGN_OR_RETURN(const std::unique_ptr<LlamaRunner> runner, model.MakeRunner(attention));
+  ASSIGN_OR_RETURN(RunnerOptions options, model.Options());
+  if (model.settings.max_model_len == 0) {
+    options.max_model_len = length;
+  }
+  ASSIGN_OR_RETURN(const std::unique_ptr<LlamaRunner> runner, model.MakeRunner(attention, options));
+  RETURN_IF_ERROR(CheckCapacity(*runner, arguments.batch, length));
   Measurement result;
   std::vector<int32_t> slots;
-  const int64_t prompt_tokens = length - arguments.decode_tokens;
-  RETURN_IF_ERROR(WarmUp(*runner, model, prompt_tokens));
+  const int64_t tokens = length - arguments.decode_tokens;
+  RETURN_IF_ERROR(WarmUp(*runner, model, tokens, arguments.batch));
   ASSIGN_OR_RETURN(const SelectionStats before, runner->Selection());
-  const double prefill_start = NowSeconds();
+  const double fill_start = NowSeconds();
   for (int64_t i = 0; i < arguments.batch; ++i) {
-    const std::vector<int32_t> prompt = RandomPrompt(prompt_tokens, model.config.vocab_size,
-                                                     arguments.seed + static_cast<uint64_t>(i));
-    ASSIGN_OR_RETURN(const int32_t slot, runner->OpenSlot(prompt, kGreedySampling));
-    ASSIGN_OR_RETURN(
-        const int32_t token,
-        PrefillPrompt(*runner, slot, prompt, 0, model.settings.max_num_batched_tokens, true));
-    CHECK_GE(token, 0);
+    ASSIGN_OR_RETURN(const int32_t slot, OpenContext(*runner, model, arguments, tokens,
+                                                     arguments.seed + static_cast<uint64_t>(i)));
     slots.push_back(slot);
   }
-  result.prefill_ms = (NowSeconds() - prefill_start) * 1e3;
+  result.fill_ms = (NowSeconds() - fill_start) * 1e3;
   ASSIGN_OR_RETURN(const SelectionStats after, runner->Selection());
   result.blocks = {.scored = after.prefill.scored - before.prefill.scored,
                    .weighed = after.prefill.weighed - before.prefill.weighed};
+  StepInput input;
+  for (const int32_t slot : slots) {
+    input.decode.push_back(DecodeRow{.slot = slot, .position = tokens});
+  }
   for (int64_t step = 0; step < arguments.decode_tokens; ++step) {
     const double start = NowSeconds();
-    StepInput input;
-    for (const int32_t slot : slots) {
-      RETURN_IF_ERROR(runner->Reserve(slot, prompt_tokens + step + 1));
-      input.decode.push_back(DecodeRow{.slot = slot, .position = prompt_tokens + step});
+    for (DecodeRow& row : input.decode) {
+      row.position = tokens + step;
+      RETURN_IF_ERROR(runner->Reserve(row.slot, row.position + 1));
     }
     RETURN_IF_ERROR(runner->Step(input).status());
     result.decode_ms.push_back((NowSeconds() - start) * 1e3);
@@ -111,6 +162,9 @@ Result<Measurement> Measure(const LoadedModel& model, const std::string& attenti
     result.kv_bytes += runner->KvBytes(slot);
   }
   result.resident_bytes = PeakResidentBytes();
+  if (const DeviceFacts& facts = model.backend->facts(); facts.own_memory) {
+    result.device_bytes = facts.memory_bytes - model.backend->FreeBytes();
+  }
   return result;
 }
 
@@ -127,44 +181,122 @@ double Quantile(std::vector<double> values, double share) {
   return values[std::min(rank, values.size() - 1)];
 }
 
-OrderedJson Summarise(const std::string& attention, int64_t length, const BenchArguments& arguments,
-                      const std::vector<Measurement>& runs) {
-  std::vector<double> prefill, decode_mean, decode_steps;
+// A mode at a length: its runs, or why there are none.
+struct ModeRuns {
+  std::string attention;
+  std::vector<Measurement> runs;
+  std::string skipped;
+};
+
+OrderedJson Summarise(const ModeRuns& mode, int64_t length, const BenchArguments& arguments) {
+  const bool dense = mode.attention == "dense";
+  const Settings& s = arguments.settings;
+  OrderedJson row;
+  row["attention"] = mode.attention;
+  row["length"] = length;
+  row["batch"] = arguments.batch;
+  if (!mode.skipped.empty()) {
+    row["skipped"] = mode.skipped;
+    return row;
+  }
+  std::vector<double> fill, decode_mean, decode_steps;
   Measurement worst;
-  for (const Measurement& run : runs) {
-    prefill.push_back(run.prefill_ms);
+  for (const Measurement& run : mode.runs) {
+    fill.push_back(run.fill_ms);
     decode_mean.push_back(std::accumulate(run.decode_ms.begin(), run.decode_ms.end(), 0.0) /
                           static_cast<double>(run.decode_ms.size()));
     decode_steps.insert(decode_steps.end(), run.decode_ms.begin(), run.decode_ms.end());
     worst.kv_bytes = std::max(worst.kv_bytes, run.kv_bytes);
     worst.resident_bytes = std::max(worst.resident_bytes, run.resident_bytes);
+    worst.device_bytes = std::max(worst.device_bytes, run.device_bytes);
   }
-  const bool dense = attention == "dense";
-  const Settings& s = arguments.settings;
-  OrderedJson row;
-  row["attention"] = attention;
-  row["length"] = length;
-  row["batch"] = arguments.batch;
-  row["prefill_ms"] = Median(prefill);
+  const std::string filled = arguments.fill == "random" ? "random_fill_ms" : "prefill_ms";
+  row[filled] = Median(fill);
   row["decode_ms_per_token"] = Median(decode_mean);
   row["decode_ms_p99"] = Quantile(decode_steps, 0.99);
+  row["tokens_per_second"] = 1e3 * static_cast<double>(arguments.batch) / Median(decode_mean);
   row["kv_bytes"] = worst.kv_bytes;
   row["resident_bytes"] = worst.resident_bytes;
+  if (worst.device_bytes > 0) {
+    row["device_bytes"] = worst.device_bytes;
+  }
   row["reuse_interval"] = dense ? "1" : s.reuse_interval;
   row["streaming_share"] = dense ? 0.0 : s.streaming_share;
   row["token_budget"] = dense ? 0 : s.token_budget;
   row["selection_unit"] = dense ? 64 : s.selection_unit;
-  if (const PrefillBlocks& blocks = runs[0].blocks; blocks.scored > 0) {  // alike in every run
+  if (const PrefillBlocks& blocks = mode.runs[0].blocks; blocks.scored > 0) {  // alike in every run
     row["prefill_blocks_scored"] = blocks.scored;
     row["prefill_density"] =
         static_cast<double>(blocks.weighed) / static_cast<double>(blocks.scored);
   }
-  row["prefill_ms_runs"] = prefill;
+  row[filled + "_runs"] = fill;
   row["decode_ms_runs"] = decode_mean;
   return row;
 }
 
-Status Bench(BenchArguments& arguments) {
+// Memory is the device's where it has its own, else the program's peak.
+void PrintHeader(const BenchArguments& arguments) {
+  std::printf("%-8s %8s %6s %14s %10s %10s %10s %10s %12s\n", "mode", "length", "batch",
+              arguments.fill == "random" ? "random fill ms" : "prefill ms", "decode ms", "p99 ms",
+              "tokens/s", "KV MiB", "memory MiB");
+}
+
+void PrintRow(const OrderedJson& row) {
+  std::printf("%-8s %8ld %6ld ", row["attention"].get<std::string>().c_str(),
+              row["length"].get<long>(), row["batch"].get<long>());
+  if (row.contains("skipped")) {
+    std::printf("skipped: %s\n", row["skipped"].get<std::string>().c_str());
+  } else {
+    constexpr double kMiB = 1024.0 * 1024.0;
+    const double fill = row.contains("prefill_ms") ? row["prefill_ms"].get<double>()
+                                                   : row["random_fill_ms"].get<double>();
+    const double memory = row.contains("device_bytes") ? row["device_bytes"].get<double>()
+                                                       : row["resident_bytes"].get<double>();
+    std::printf("%14.1f %10.3f %10.3f %10.1f %10.1f %12.1f\n", fill,
+                row["decode_ms_per_token"].get<double>(), row["decode_ms_p99"].get<double>(),
+                row["tokens_per_second"].get<double>(), row["kv_bytes"].get<double>() / kMiB,
+                memory / kMiB);
+  }
+  std::fflush(stdout);
+}
+
+// Every mode at one length, the repetitions of the modes in turn. A mode that does not fit is left
+// out and says why.
+Result<std::vector<ModeRuns>> MeasureModes(const LoadedModel& model,
+                                           const std::vector<std::string>& names,
+                                           const BenchArguments& arguments, int64_t length) {
+  std::vector<ModeRuns> modes;
+  for (const std::string& name : names) {
+    modes.push_back({.attention = name, .runs = {}, .skipped = ""});
+  }
+  ProgressLine line(fmt::format("{} tokens", length));
+  for (int64_t repetition = 0; repetition < arguments.repeat; ++repetition) {
+    for (ModeRuns& mode : modes) {
+      if (!mode.skipped.empty()) {
+        continue;
+      }
+      line.Show(static_cast<double>(repetition) / static_cast<double>(arguments.repeat),
+                mode.attention);
+      Result<Measurement> run = Measure(model, mode.attention, arguments, length);
+      if (run.ok()) {
+        mode.runs.push_back(std::move(run).value());
+      } else if (run.status().code() == StatusCode::kResourceExhausted) {
+        mode.skipped = run.status().message();
+      } else {
+        return run.status();
+      }
+    }
+  }
+  return modes;
+}
+
+Status CheckArguments(const BenchArguments& arguments) {
+  if (arguments.model.empty() == arguments.shape.empty()) {
+    return InvalidArgument("give either MODEL or --shape ({})", fmt::join(ShapeNames(), ", "));
+  }
+  if (arguments.fill != "prompt" && arguments.fill != "random") {
+    return InvalidArgument("--fill \"{}\" is none of prompt, random", arguments.fill);
+  }
   if (arguments.repeat < 1 || arguments.repeat > 1000) {
     return InvalidArgument("--repeat {} is outside 1 to 1000", arguments.repeat);
   }
@@ -176,8 +308,24 @@ Status Bench(BenchArguments& arguments) {
     return InvalidArgument("--decode-tokens {} is outside 1 to {}", arguments.decode_tokens,
                            1 << 20);
   }
-  ASSIGN_OR_RETURN(const LoadedModel model,
-                   LoadModelForCommand(arguments.model, arguments.settings));
+  return OkStatus();
+}
+
+// What a shape is, for whoever reads the result.
+OrderedJson ShapeJson(const LoadedModel& model) {
+  const ModelConfig& c = model.config;
+  return {{"layers", c.num_layers},     {"q_heads", c.num_q_heads},
+          {"kv_heads", c.num_kv_heads}, {"head_dim", c.head_dim},
+          {"hidden", c.hidden_size},    {"intermediate", c.intermediate_size},
+          {"vocabulary", c.vocab_size}, {"retrieval_heads", model.plan.retrieval_heads()}};
+}
+
+Status Bench(BenchArguments& arguments) {
+  RETURN_IF_ERROR(CheckArguments(arguments));
+  ASSIGN_OR_RETURN(LoadedModel model,
+                   arguments.shape.empty()
+                       ? LoadedModel::Open(arguments.model, arguments.settings)
+                       : LoadedModel::OpenShape(arguments.shape, arguments.settings));
   const int64_t context = arguments.settings.max_model_len == 0 ? model.config.context_length
                                                                 : arguments.settings.max_model_len;
   for (const int64_t length : arguments.lengths) {
@@ -186,47 +334,38 @@ Status Bench(BenchArguments& arguments) {
                              length, arguments.decode_tokens + 1, context);
     }
   }
-  ASSIGN_OR_RETURN(const std::vector<std::string> modes, arguments.settings.AttentionNames());
+  ASSIGN_OR_RETURN(const std::vector<std::string> names, arguments.settings.AttentionNames());
+  RETURN_IF_ERROR(LoadWeightsForCommand(model));
   OrderedJson rows = OrderedJson::array();
-  std::printf("%-8s %8s %6s %14s %12s %12s %10s %12s\n", "mode", "length", "batch", "prefill ms",
-              "decode ms", "p99 ms", "KV MiB", "resident MiB");
+  bool measured = false;
+  PrintHeader(arguments);
   for (const int64_t length : arguments.lengths) {
-    std::vector<std::vector<Measurement>> runs(modes.size());
-    ProgressLine line(fmt::format("{} tokens", length));
-    for (int64_t repetition = 0; repetition < arguments.repeat; ++repetition) {
-      for (size_t mode = 0; mode < modes.size(); ++mode) {
-        line.Show(static_cast<double>(repetition) / static_cast<double>(arguments.repeat),
-                  modes[mode]);
-        ASSIGN_OR_RETURN(Measurement run, Measure(model, modes[mode], arguments, length));
-        runs[mode].push_back(std::move(run));
-      }
-    }
-    line.Clear();
-    for (size_t mode = 0; mode < modes.size(); ++mode) {
-      const OrderedJson row = Summarise(modes[mode], length, arguments, runs[mode]);
-      constexpr double kMiB = 1024.0 * 1024.0;
-      std::printf("%-8s %8ld %6ld %14.1f %12.3f %12.3f %10.1f %12.1f\n", modes[mode].c_str(),
-                  static_cast<long>(length), static_cast<long>(arguments.batch),
-                  row["prefill_ms"].get<double>(), row["decode_ms_per_token"].get<double>(),
-                  row["decode_ms_p99"].get<double>(), row["kv_bytes"].get<double>() / kMiB,
-                  row["resident_bytes"].get<double>() / kMiB);
-      std::fflush(stdout);
-      rows.push_back(row);
+    ASSIGN_OR_RETURN(const std::vector<ModeRuns> modes,
+                     MeasureModes(model, names, arguments, length));
+    for (const ModeRuns& mode : modes) {
+      rows.push_back(Summarise(mode, length, arguments));
+      PrintRow(rows.back());
+      measured |= mode.skipped.empty();
     }
   }
   OrderedJson result;
   result["model"] = model.name;
+  if (!arguments.shape.empty()) {
+    result["shape"] = ShapeJson(model);
+  }
   result["settings"] = model.settings.ToJson();
   result["commit"] = BuildCommit();
   result["device"] = {{"backend", model.backend->name()},
                       {"name", model.backend->facts().name},
                       {"instructions", model.backend->facts().instructions},
                       {"threads", model.backend->facts().threads}};
+  result["fill"] = arguments.fill;
   result["decode_tokens"] = arguments.decode_tokens;
   result["repeat"] = arguments.repeat;
   result["seed"] = arguments.seed;
   result["rows"] = std::move(rows);
-  return WriteResult(arguments.json, result);
+  RETURN_IF_ERROR(WriteResult(arguments.json, result));
+  return measured ? OkStatus() : ResourceExhausted("nothing that was asked for fits");
 }
 
 }  // namespace
@@ -235,9 +374,19 @@ RegisteredCommand RegisterBench(CLI::App& program) {
   auto arguments = std::make_shared<BenchArguments>();
   arguments->settings.attention = "dense,lserve";
   CLI::App* app = program.add_subcommand("bench", "prefill and decode latency, dense and sparse");
-  AddModelAndSettings(*app, &arguments->model, &arguments->settings);
+  AddModelAndSettings(*app, &arguments->model, &arguments->settings)->required(false);
+  app->add_option("--shape", arguments->shape,
+                  fmt::format("random weights of this shape in place of MODEL: {}; at "
+                              "--streaming-share 0.5 one layer has no retrieval head and the "
+                              "others between one and all",
+                              fmt::join(ShapeNames(), ", ")));
+  app->add_option("--fill", arguments->fill,
+                  "what the contexts are before decoding: prompt (a random prompt, prefilled) or "
+                  "random (random keys and values, without a prefill)")
+      ->capture_default_str();
   app->add_option("--lengths", arguments->lengths,
-                  "contexts after decoding, in tokens, comma-separated")
+                  "contexts after decoding, in tokens, comma-separated; the runner has room for "
+                  "each alone unless --max-model-len says more")
       ->delimiter(',')
       ->capture_default_str();
   app->add_option("--decode-tokens", arguments->decode_tokens, "tokens decoded in each run")
@@ -245,7 +394,8 @@ RegisteredCommand RegisterBench(CLI::App& program) {
   app->add_option("--batch", arguments->batch, "sequences side by side")->capture_default_str();
   app->add_option("--repeat", arguments->repeat, "runs of each row; medians are reported")
       ->capture_default_str();
-  app->add_option("--seed", arguments->seed, "of the random prompts")->capture_default_str();
+  app->add_option("--seed", arguments->seed, "of the random prompts and contexts")
+      ->capture_default_str();
   app->add_option("--json", arguments->json, "also write the result here; - for standard output");
   return {app, [arguments] { return Bench(*arguments); }};
 }

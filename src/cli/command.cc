@@ -10,12 +10,14 @@
 
 namespace lserve {
 
-void AddModelAndSettings(CLI::App& app, std::string* model, Settings* settings) {
-  app.add_option("MODEL", *model, "model folder: config.json, tokenizer.json, safetensors")
-      ->required();
+CLI::Option* AddModelAndSettings(CLI::App& app, std::string* model, Settings* settings) {
+  CLI::Option* option =
+      app.add_option("MODEL", *model, "model folder: config.json, tokenizer.json, safetensors")
+          ->required();
   Settings::ForEach(*settings, [&](const char* flag, auto& field, const char* help) {
     app.add_option(std::string("--") + flag, field, help)->capture_default_str();
   });
+  return option;
 }
 
 Result<LoadedModel> LoadModelForCommand(const std::string& path, const Settings& settings) {

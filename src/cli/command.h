@@ -26,8 +26,9 @@ RegisteredCommand RegisterBench(CLI::App& program);
 RegisteredCommand RegisterInspect(CLI::App& program);
 RegisteredCommand RegisterCalibrate(CLI::App& program);
 
-// MODEL and every flag of Settings.
-void AddModelAndSettings(CLI::App& app, std::string* model, Settings* settings);
+// MODEL, which is required unless the caller says otherwise of what is returned, and every flag of
+// Settings.
+CLI::Option* AddModelAndSettings(CLI::App& app, std::string* model, Settings* settings);
 
 // Opens the model and packs its weights, with a progress line on a terminal.
 Result<LoadedModel> LoadModelForCommand(const std::string& path, const Settings& settings);

@@ -6,6 +6,7 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "model/shapes.h"
 
 namespace lserve {
 namespace {
@@ -13,8 +14,9 @@ namespace {
 constexpr int64_t kDefaultSinkTokens = 128;
 constexpr int64_t kDefaultLocalTokens = 256;
 
-// Finds the plan and the window that it was made for.
-Status LoadPlan(PlanChoice choice, LoadedModel* model) {
+// Finds the plan and the window that it was made for. `shape`: whose gates are taken unless
+// --head-plan names others; null for a folder.
+Status LoadPlan(PlanChoice choice, const ModelShape* shape, LoadedModel* model) {
   Settings& settings = model->settings;
   const auto layers = static_cast<int32_t>(model->config.num_layers);
   const auto kv_heads = static_cast<int32_t>(model->config.num_kv_heads);
@@ -24,8 +26,11 @@ Status LoadPlan(PlanChoice choice, LoadedModel* model) {
   } else {
     ASSIGN_OR_RETURN(files, FindHeadPlan(settings.head_plan));
   }
-  if (choice == PlanChoice::kAllRetrieval ||
-      (settings.head_plan.empty() && !FileExists(files.gates))) {
+  if (shape != nullptr && settings.head_plan.empty()) {
+    model->plan = HeadPlan::FromGates(shape->gates, settings.streaming_share);
+    model->plan_source = "the shape " + shape->name;
+  } else if (choice == PlanChoice::kAllRetrieval ||
+             (settings.head_plan.empty() && !FileExists(files.gates))) {
     model->plan = HeadPlan::AllRetrieval(layers, kv_heads);
   } else {
     ASSIGN_OR_RETURN(const HeadGates gates, ReadHeadGates(files.gates, layers, kv_heads));
@@ -70,17 +75,37 @@ Result<LoadedModel> LoadedModel::Open(const std::string& path, const Settings& s
   } else if (chat_template.status().code() != StatusCode::kNotFound) {
     return chat_template.status();
   }
-  RETURN_IF_ERROR(LoadPlan(choice, &model));
-  ASSIGN_OR_RETURN(
-      model.backend,
-      MakeBackend(settings.device, BackendOptions{static_cast<int32_t>(settings.threads)}));
+  RETURN_IF_ERROR(LoadPlan(choice, nullptr, &model));
+  RETURN_IF_ERROR(model.OpenBackend());
   return model;
+}
+
+Result<LoadedModel> LoadedModel::OpenShape(const std::string& shape, const Settings& settings) {
+  RETURN_IF_ERROR(Validate(settings));
+  ASSIGN_OR_RETURN(const ModelShape found, FindShape(shape));
+  LoadedModel model;
+  model.name = found.name;
+  model.settings = settings;
+  model.config = found.config;
+  RETURN_IF_ERROR(LoadPlan(PlanChoice::kSettings, &found, &model));
+  RETURN_IF_ERROR(model.OpenBackend());
+  return model;
+}
+
+Status LoadedModel::OpenBackend() {
+  ASSIGN_OR_RETURN(backend, MakeBackend(settings.device,
+                                        BackendOptions{static_cast<int32_t>(settings.threads)}));
+  return OkStatus();
 }
 
 Status LoadedModel::LoadWeights(const std::function<void(double)>& progress) {
   const DType dtype = ActivationsDType();
   RETURN_IF_ERROR(backend->SupportsActivations(dtype));
-  ASSIGN_OR_RETURN(weights, ModelWeights::Load(path, config, plan, dtype, *backend, progress));
+  if (path.empty()) {
+    ASSIGN_OR_RETURN(weights, ModelWeights::Random(config, kShapeSeed, dtype, *backend, progress));
+  } else {
+    ASSIGN_OR_RETURN(weights, ModelWeights::Load(path, config, plan, dtype, *backend, progress));
+  }
   return OkStatus();
 }
 
@@ -135,11 +160,16 @@ Result<RunnerOptions> LoadedModel::Options() const {
   return options;
 }
 
-Result<std::unique_ptr<LlamaRunner>> LoadedModel::MakeRunner(const std::string& attention) const {
+Result<std::unique_ptr<LlamaRunner>> LoadedModel::MakeRunner(const std::string& attention,
+                                                             const RunnerOptions& options) const {
   CHECK(weights != nullptr);
   ASSIGN_OR_RETURN(const AttentionMode mode, Mode(attention));
-  ASSIGN_OR_RETURN(const RunnerOptions options, Options());
   return LlamaRunner::Make(*backend, weights, mode, options);
+}
+
+Result<std::unique_ptr<LlamaRunner>> LoadedModel::MakeRunner(const std::string& attention) const {
+  ASSIGN_OR_RETURN(const RunnerOptions options, Options());
+  return MakeRunner(attention, options);
 }
 
 }  // namespace lserve

@@ -1,6 +1,6 @@
-// LoadedModel: a model folder made ready to run: configuration, tokenizer, chat template, head
-// plan, packed weights, and runners on demand. What the subcommands share. Used by one thread at a
-// time.
+// LoadedModel: a model made ready to run: configuration, tokenizer, chat template, head plan,
+// packed weights, and runners on demand. It comes from a folder or, for benchmarks, is a shape with
+// random weights. What the subcommands share. Used by one thread at a time.
 #pragma once
 
 #include <functional>
@@ -29,20 +29,22 @@ enum class PlanChoice {
 Result<SelectionPolicy> PolicyOf(const Settings& settings);
 
 struct LoadedModel {
-  std::string path;
-  std::string name;   // the folder's name
+  std::string path;   // empty: a shape
+  std::string name;   // the folder's or the shape's
   Settings settings;  // as given, the window of the head plan filled in
   ModelConfig config;
-  std::unique_ptr<Backend> backend;  // outlives weights and runners
-  std::shared_ptr<const Tokenizer> tokenizer;
-  std::optional<ChatTemplate> chat_template;  // none: chat requests are refused
+  std::unique_ptr<Backend> backend;            // outlives weights and runners
+  std::shared_ptr<const Tokenizer> tokenizer;  // null for a shape
+  std::optional<ChatTemplate> chat_template;   // none: chat requests are refused
   HeadPlan plan;
-  std::string plan_source;  // the file the gates came from; empty: every head retrieves
+  std::string plan_source;  // the file or shape the gates came from; empty: every head retrieves
   std::shared_ptr<const ModelWeights> weights;
 
   // Reads everything but the weights. Errors: one line that names file or setting and value.
   static Result<LoadedModel> Open(const std::string& path, const Settings& settings,
                                   PlanChoice choice = PlanChoice::kSettings);
+  // A model of a shape (model/shapes.h): no tokenizer, no chat template. Errors: as above.
+  static Result<LoadedModel> OpenShape(const std::string& shape, const Settings& settings);
   // Packs the weights; `progress` as in ModelWeights::Load.
   Status LoadWeights(const std::function<void(double)>& progress);
 
@@ -53,7 +55,13 @@ struct LoadedModel {
   Result<AttentionMode> Mode(const std::string& attention) const;
   // Sizes one mode's cache by the settings and by the device's free memory.
   Result<RunnerOptions> Options() const;
+  // A runner with these options. Errors: those of LlamaRunner::Make.
+  Result<std::unique_ptr<LlamaRunner>> MakeRunner(const std::string& attention,
+                                                  const RunnerOptions& options) const;
   Result<std::unique_ptr<LlamaRunner>> MakeRunner(const std::string& attention) const;
+
+ private:
+  Status OpenBackend();
 };
 
 }  // namespace lserve

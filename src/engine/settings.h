@@ -78,7 +78,8 @@ struct Settings {
     visit("max-num-seqs", s.max_num_seqs, "sequences that run side by side");
     visit("max-num-batched-tokens", s.max_num_batched_tokens, "prompt tokens of one step");
     visit("kv-cache-gib", s.kv_cache_gib,
-          "KV cache of each attention mode in GiB (CPU); 0: full contexts, within free memory");
+          "KV cache of each attention mode in GiB; 0: full contexts, within free memory or what "
+          "--gpu-memory-utilization leaves");
     visit("audit-rate", s.audit_rate,
           "share of decode steps in which the selection is compared with dense attention, 0 to 1");
     visit("gpu-memory-utilization", s.gpu_memory_utilization, "share of GPU memory to use");

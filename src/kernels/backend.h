@@ -19,7 +19,9 @@ struct DeviceFacts {
   std::string instructions;  // what the variants can use: "avx512bf16, amx"
   int64_t memory_bytes = 0;  // of the device
   int64_t free_bytes = 0;    // at start-up
-  int32_t threads = 1;       // host threads that the backend computes with
+  // The memory is the device's alone. Else it is the host's, which other programs live in.
+  bool own_memory = false;
+  int32_t threads = 1;  // host threads that the backend computes with
 };
 
 // Operations in order. `run` of an Op appends; work may start at once or at Synchronize.
@@ -51,6 +53,8 @@ struct LinearWeight {
   DType dtype = DType::kBFloat16;
   int64_t out_features = 0;
   int64_t in_features = 0;
+  // The matrix lies in a Buffer of the backend, is bf16, and what fills it has run.
+  bool on_device = false;
 };
 
 class Backend {
@@ -60,6 +64,9 @@ class Backend {
   virtual const char* name() const = 0;  // "ref", "cpu", "cuda"
   virtual const DeviceFacts& facts() const = 0;
   virtual const Ops& ops() const = 0;
+
+  // What is free now of a device's own memory; of the host's, what was at start-up.
+  virtual int64_t FreeBytes() const { return facts().free_bytes; }
 
   // kUnimplemented, naming the value, if activations of this dtype do not run here.
   virtual Status SupportsActivations(DType dtype) const = 0;

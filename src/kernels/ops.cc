@@ -1,6 +1,8 @@
 // Validate: what must hold of a POD's host fields, for every backend.
 #include "kernels/ops.h"
 
+#include <cmath>
+
 namespace lserve {
 namespace {
 
@@ -342,6 +344,20 @@ Status Validate(const SampleParams& params) {
   RETURN_IF_ERROR(NotNull(op, "prompt_seen", params.prompt_seen));
   RETURN_IF_ERROR(NotNull(op, "last_token", params.last_token));
   return NotNull(op, "sampled", params.sampled);
+}
+
+Status Validate(const FillNormalParams& params) {
+  const char* op = "fill_normal";
+  RETURN_IF_ERROR(Activations(op, params.dtype));
+  RETURN_IF_ERROR(AtLeast(op, "count", params.count, 0));
+  if (params.first % 2 != 0) {
+    return InvalidArgument("{}: first is {}, must be even", op, params.first);
+  }
+  if (!(std::isfinite(params.deviation) && params.deviation >= 0.0f)) {
+    return InvalidArgument("{}: deviation is {}, must be finite and at least 0", op,
+                           params.deviation);
+  }
+  return params.count == 0 ? OkStatus() : NotNull(op, "data", params.data);
 }
 
 }  // namespace lserve

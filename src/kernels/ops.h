@@ -386,6 +386,20 @@ struct SampleParams {
   void* workspace;
 };
 
+// ---- Random numbers
+// --------------------------------------------------------------------------------
+
+// data[i] = normal number (seed, first + i) of the given deviation (normal_numbers.h), rounded to
+// dtype: weights and caches for benchmarks, the same bits in every backend.
+struct FillNormalParams {
+  void* data;  // [count] of dtype, aligned to 16 bytes
+  DType dtype;
+  int64_t count;
+  uint64_t seed;
+  uint64_t first;   // even
+  float deviation;  // finite, >= 0
+};
+
 // ---- Moving pages
 // --------------------------------------------------------------------------------
 
@@ -443,6 +457,7 @@ struct Ops {
   Op<AttendDecodeParams> attend_decode;
   Op<AttendPrefillParams> attend_prefill;
   Op<SampleParams> sample;
+  Op<FillNormalParams> fill_normal;
   Op<CopyPagesParams> copy_pages;
   Op<TransferPageParams> export_page;
   Op<TransferPageParams> import_page;
@@ -463,5 +478,6 @@ Status Validate(const AttendDecodeParams& params);
 Status Validate(const PrefillPolicy& policy);
 Status Validate(const AttendPrefillParams& params);
 Status Validate(const SampleParams& params);
+Status Validate(const FillNormalParams& params);
 
 }  // namespace lserve

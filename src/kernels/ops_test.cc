@@ -190,6 +190,18 @@ TEST_F(ValidateOps, LaneWithoutHeadsNeedsNoPages) {
   EXPECT_EQ(Validate(decode_).message(), "");
 }
 
+TEST(ValidateFillNormal, NamesWhatItRefuses) {
+  float data[4];
+  FillNormalParams params{
+      .data = data, .dtype = DType::kFloat32, .count = 4, .seed = 1, .first = 1, .deviation = 1.0f};
+  EXPECT_EQ(Validate(params).message(), "fill_normal: first is 1, must be even");
+  params.first = 0;
+  params.deviation = -1.0f;
+  EXPECT_THAT(Validate(params).message(), HasSubstr("deviation is -1"));
+  params.deviation = 0.0f;
+  EXPECT_EQ(Validate(params).message(), "");
+}
+
 TEST(MakeBackend, NamesTheDevicesItKnows) {
   EXPECT_THAT(MakeBackend("tpu", {}).status().message(), HasSubstr("'tpu'"));
   const Result<std::unique_ptr<Backend>> ref = MakeBackend("ref", {});

@@ -13,6 +13,7 @@
 #include "kernels/backend.h"
 #include "kv/two_lane_cache.h"
 #include "model/forward_pass.h"
+#include "model/random_tokens.h"
 #include "model/runner.h"
 #include "model/selection_audit.h"
 #include "model/weights.h"
@@ -60,6 +61,13 @@ class LlamaRunner : public Runner {
   // (decode rows first, then the chunks' rows, in the input's order); at most max_logit_rows.
   // Nothing is sampled.
   Result<std::vector<float>> StepLogits(const StepInput& input, std::span<const int32_t> rows);
+
+  // Appends random keys and values to a slot in place of prefilling so many tokens
+  // (random_tokens.h). Errors: those of AppendRandomTokens.
+  Status AppendRandom(int32_t slot, int64_t tokens, uint64_t seed, int64_t chunk_tokens) {
+    return AppendRandomTokens(backend_, *stream_, *weights_, *cache_, slot, tokens, seed,
+                              chunk_tokens);
+  }
 
   // Selects by another policy from the next step on: what a slot selected before is forgotten. Not
   // for a dense runner. Errors: those of Validate; kResourceExhausted.

@@ -214,17 +214,20 @@ Result<std::shared_ptr<const ModelWeights>> ModelWeights::Load(const std::string
   ASSIGN_OR_RETURN(weights->lm_head,
                    loader.StackRows({{head, {0}, config.vocab_size}}, config.hidden_size, false));
 
-  const RopeTable rope = ComputeRope(config.rope, config.head_dim);
-  const auto bytes = static_cast<int64_t>(rope.inverse_frequencies.size() * sizeof(float));
-  ASSIGN_OR_RETURN(weights->inverse_frequencies, backend.Allocate(bytes));
-  backend.CopyToDevice(weights->inverse_frequencies.data(), rope.inverse_frequencies.data(), bytes,
-                       *stream);
-  weights->rope_scale = rope.attention_factor;
-  RETURN_IF_ERROR(stream->Synchronize());
+  RETURN_IF_ERROR(weights->UploadRope(backend, *stream));
   if (progress) {
     progress(1.0);
   }
   return std::shared_ptr<const ModelWeights>(std::move(weights));
+}
+
+Status ModelWeights::UploadRope(Backend& backend, Stream& stream) {
+  const RopeTable rope = ComputeRope(config.rope, config.head_dim);
+  const auto bytes = static_cast<int64_t>(rope.inverse_frequencies.size() * sizeof(float));
+  ASSIGN_OR_RETURN(inverse_frequencies, backend.Allocate(bytes));
+  backend.CopyToDevice(inverse_frequencies.data(), rope.inverse_frequencies.data(), bytes, stream);
+  rope_scale = rope.attention_factor;
+  return stream.Synchronize();
 }
 
 }  // namespace lserve

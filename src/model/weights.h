@@ -1,5 +1,6 @@
 // ModelWeights: a checkpoint's tensors, packed for one backend, with each layer's heads permuted to
-// retrieval-first. Immutable after Load; shared by the runners of all attention modes.
+// retrieval-first; or random ones of a model's shape. Immutable once made; shared by the runners of
+// all attention modes.
 #pragma once
 
 #include <functional>
@@ -38,6 +39,15 @@ struct ModelWeights {
                                                           Backend& backend,
                                                           const Progress& progress);
 
+  // Weights made on the device from a seed, the same in every backend: matrices of normal numbers
+  // of deviation 1 / sqrt(in_features), embeddings of 1, norms 1, so that activations stay finite
+  // through any number of layers. Heads are not permuted: one is as random as another.
+  // Errors: kUnimplemented (biases, norms of q and k); kResourceExhausted.
+  static Result<std::shared_ptr<const ModelWeights>> Random(const ModelConfig& config,
+                                                            uint64_t seed, DType activations,
+                                                            Backend& backend,
+                                                            const Progress& progress);
+
   ModelConfig config;
   DType activations = DType::kBFloat16;
   std::vector<LayerWeights> layers;
@@ -49,6 +59,8 @@ struct ModelWeights {
   std::unique_ptr<PackedLinear> lm_head;  // [vocab_size, hidden]
 
  private:
+  Status UploadRope(Backend& backend, Stream& stream);
+
   std::unique_ptr<Checkpoint> checkpoint_;  // the embedding may be a view of its mapped file
 };
 

@@ -136,18 +136,19 @@ struct LinearCase {
 // The output, [rows, columns], of a batch of decode and prefill rows.
 class Linears : public RowOperations {
  protected:
-  std::vector<float> Output(Backend& backend, const LinearCase& c, int32_t decode,
-                            int32_t prefill) {
+  std::vector<float> Output(Backend& backend, const LinearCase& c, int32_t decode, int32_t prefill,
+                            bool on_device = false) {
     Batch batch(backend, kMaxRows, kSlots);
     SetRows(batch, decode, prefill);
     const DType output_dtype = c.float_output ? DType::kFloat32 : dtype();
     const int32_t columns = c.epilogue == Epilogue::kSiluMul ? c.n / 2 : c.n;
     const std::vector<float> weights =
         NormalVector(int64_t{c.n} * c.k, 5, 1.0f / std::sqrt(static_cast<float>(c.k)));
-    ActivationArray stored(*ref_, c.weight_dtype, int64_t{c.n} * c.k);  // host memory
+    ActivationArray stored(on_device ? backend : *ref_, c.weight_dtype, int64_t{c.n} * c.k);
     stored.Upload(weights);
-    Result<std::unique_ptr<PackedLinear>> packed = backend.PackLinear(
-        {stored.data(), c.weight_dtype, c.n, c.k}, dtype(), c.epilogue == Epilogue::kSiluMul);
+    Result<std::unique_ptr<PackedLinear>> packed =
+        backend.PackLinear({stored.data(), c.weight_dtype, c.n, c.k, on_device}, dtype(),
+                           c.epilogue == Epilogue::kSiluMul);
     EXPECT_TRUE(packed.ok()) << packed.status().message();
     ActivationArray input(backend, dtype(), int64_t{kMaxRows + kRowSlack} * c.k),
         output(backend, output_dtype, int64_t{kMaxRows + kRowSlack} * columns),
@@ -204,6 +205,19 @@ TEST_P(Linears, MatchRef) {
           << c.n << " x " << c.k << ", epilogue " << static_cast<int>(c.epilogue) << ", " << decode
           << " decode and " << prefill << " prefill rows";
     }
+  }
+}
+
+TEST_P(Linears, WeightsOnTheDevicePackAlike) {
+  for (const auto& [n, k, epilogue] :
+       std::vector<std::tuple<int32_t, int32_t, Epilogue>>{{64, 64, Epilogue::kNone},
+                                                           {33, 257, Epilogue::kNone},
+                                                           {66, 96, Epilogue::kSiluMul},
+                                                           {14, 200, Epilogue::kSiluMul},
+                                                           {256, 512, Epilogue::kSiluMul}}) {
+    const LinearCase c = {n, k, epilogue, RowSet::kBatch, DType::kBFloat16, false};
+    EXPECT_TRUE(Identical(Output(*backend_, c, 3, 17, true), Output(*backend_, c, 3, 17, false)))
+        << n << " x " << k << ", epilogue " << static_cast<int>(epilogue);
   }
 }
 

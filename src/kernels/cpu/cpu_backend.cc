@@ -44,6 +44,7 @@ constexpr Ops kOps = {
     .attend_prefill = {"attend_prefill", AttendPrefillWorkspace,
                        AppendOp<AttendPrefillParams, RunAttendPrefill>, AttendPrefillVariant},
     .sample = {"sample", NoWorkspace, AppendOp<SampleParams, RunSample>, Simd},
+    .fill_normal = {"fill_normal", NoWorkspace, AppendOp<FillNormalParams, RunFillNormal>, Scalar},
     .copy_pages = {"copy_pages", NoWorkspace, AppendOp<CopyPagesParams, RunCopyPages>, Scalar},
     .export_page = {"export_page", NoWorkspace, AppendOp<TransferPageParams, RunExportPage>,
                     Scalar},

@@ -16,6 +16,7 @@ void RunRopeAngles(const RopeAnglesParams& params, Team& team);
 void RunRopeAppend(const RopeAppendParams& params, Team& team);
 void RunAppendStreaming(const AppendStreamingParams& params, Team& team);
 void RunSample(const SampleParams& params, Team& team);
+void RunFillNormal(const FillNormalParams& params, Team& team);
 void RunCopyPages(const CopyPagesParams& params, Team& team);
 void RunExportPage(const TransferPageParams& params, Team& team);
 void RunImportPage(const TransferPageParams& params, Team& team);

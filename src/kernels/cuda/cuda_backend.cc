@@ -45,6 +45,7 @@ constexpr Ops kOps = {
     .attend_prefill = {"attend_prefill", AttendPrefillWorkspace,
                        AppendOp<AttendPrefillParams, AttendPrefill>, AttendPrefillVariant},
     .sample = {"sample", NoWorkspace, AppendOp<SampleParams, Sample>, Simt},
+    .fill_normal = {"fill_normal", NoWorkspace, AppendOp<FillNormalParams, FillNormal>, Simt},
     .copy_pages = {"copy_pages", NoWorkspace, AppendOp<CopyPagesParams, CopyPages>, Simt},
     .export_page = {"export_page", NoWorkspace, AppendOp<TransferPageParams, ExportPage>, Simt},
     .import_page = {"import_page", NoWorkspace, AppendOp<TransferPageParams, ImportPage>, Simt},
@@ -57,6 +58,12 @@ class CudaBackend : public Backend {
   const char* name() const override { return "cuda"; }
   const DeviceFacts& facts() const override { return facts_; }
   const Ops& ops() const override { return kOps; }
+
+  int64_t FreeBytes() const override {
+    size_t free = 0;
+    size_t total = 0;
+    return cudaMemGetInfo(&free, &total) == cudaSuccess ? static_cast<int64_t>(free) : 0;
+  }
 
   Status SupportsActivations(DType dtype) const override {
     if (dtype == DType::kBFloat16) {
@@ -129,6 +136,7 @@ Result<DeviceFacts> FindDevice() {
                                    properties.minor, properties.multiProcessorCount);
   facts.memory_bytes = static_cast<int64_t>(total);
   facts.free_bytes = static_cast<int64_t>(free);
+  facts.own_memory = true;
   return facts;
 }
 

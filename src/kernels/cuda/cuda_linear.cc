@@ -48,6 +48,10 @@ Result<std::unique_ptr<CudaLinear>> CudaLinear::Make(const LinearWeight& weight,
       weight.dtype != DType::kFloat32) {
     return InvalidArgument("a weight of {} cannot be packed", DTypeName(weight.dtype));
   }
+  if (weight.on_device && weight.dtype != DType::kBFloat16) {
+    return InvalidArgument("a weight of {} cannot be packed on the device",
+                           DTypeName(weight.dtype));
+  }
   if (fused_silu && weight.out_features % 2 != 0) {
     return InvalidArgument("gate and up together have {} rows, must be even", weight.out_features);
   }
@@ -56,7 +60,11 @@ Result<std::unique_ptr<CudaLinear>> CudaLinear::Make(const LinearWeight& weight,
                    AllocateZeroed(int64_t{linear->packed_rows_} * linear->padded_depth_ *
                                       static_cast<int64_t>(sizeof(BFloat16)),
                                   stream.get()));
-  linear->Pack(weight, stream);
+  if (weight.on_device) {
+    RETURN_IF_ERROR(linear->PackFromDevice(weight, stream.get()));
+  } else {
+    linear->Pack(weight, stream);
+  }
   RETURN_IF_ERROR(stream.Synchronize());
   return linear;
 }
@@ -96,6 +104,42 @@ void CudaLinear::Pack(const LinearWeight& weight, CudaStream& stream) const {
     }
     stream.CopyToDevice(data_.data() + first * row_bytes, block.data(), rows * row_bytes);
   }
+}
+
+Status CudaLinear::PackFromDevice(const LinearWeight& weight, cudaStream_t stream) const {
+  const auto from_pitch =
+      static_cast<size_t>(weight.in_features) * sizeof(BFloat16);  // bytes of a row
+  const auto to_pitch = static_cast<size_t>(padded_depth_) * sizeof(BFloat16);
+  const auto* source = static_cast<const std::byte*>(weight.data);
+  // Rows [from, from + slices * rows): each slice of `rows` goes to packed row `to`, the next one
+  // `step` packed rows further on.
+  const auto copy = [&](int64_t from, int64_t to, int64_t rows, int64_t step, int64_t slices) {
+    if (rows == 0 || slices == 0) {
+      return OkStatus();
+    }
+    cudaMemcpy3DParms parms{};
+    parms.srcPtr =
+        make_cudaPitchedPtr(const_cast<std::byte*>(source) + static_cast<size_t>(from) * from_pitch,
+                            from_pitch, from_pitch, static_cast<size_t>(rows));
+    parms.dstPtr = make_cudaPitchedPtr(data_.data() + static_cast<size_t>(to) * to_pitch, to_pitch,
+                                       to_pitch, static_cast<size_t>(step));
+    parms.extent =
+        make_cudaExtent(from_pitch, static_cast<size_t>(rows), static_cast<size_t>(slices));
+    parms.kind = cudaMemcpyDeviceToDevice;
+    return StatusOf(cudaMemcpy3DAsync(&parms, stream), "packing a weight");
+  };
+  if (!fused_silu_) {
+    return copy(0, 0, out_features(), packed_rows_, 1);
+  }
+  const int64_t half = out_features() / 2;
+  const int64_t slices = half / kSiluRows;
+  for (const int64_t part : {0, 1}) {  // gate, up
+    const int64_t to = part * kSiluRows;
+    RETURN_IF_ERROR(copy(part * half, to, kSiluRows, 2 * kSiluRows, slices));
+    RETURN_IF_ERROR(copy(part * half + slices * kSiluRows, slices * 2 * kSiluRows + to,
+                         half % kSiluRows, 2 * kSiluRows, 1));
+  }
+  return OkStatus();
 }
 
 }  // namespace lserve::cuda

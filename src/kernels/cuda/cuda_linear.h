@@ -34,6 +34,7 @@ class CudaLinear : public PackedLinear {
   // The checkpoint's row that is packed row `row`; -1: padding.
   int64_t SourceRow(int32_t row) const;
   void Pack(const LinearWeight& weight, CudaStream& stream) const;
+  Status PackFromDevice(const LinearWeight& weight, cudaStream_t stream) const;
 
   bool fused_silu_;
   int32_t packed_rows_;

@@ -43,6 +43,8 @@ void AttendPrefill(const AttendPrefillParams& params, cudaStream_t stream);
 int64_t AttendPrefillWorkspace(const AttendPrefillParams& params);
 const char* AttendPrefillVariant(const AttendPrefillParams& params);
 
+void FillNormal(const FillNormalParams& params, cudaStream_t stream);
+
 void CopyPages(const CopyPagesParams& params, cudaStream_t stream);
 void ExportPage(const TransferPageParams& params, cudaStream_t stream);
 void ImportPage(const TransferPageParams& params, cudaStream_t stream);

@@ -84,6 +84,7 @@ Ops MakeOps() {
   SetOp<ref::RunAttendDecode>(ops.attend_decode, "attend_decode");
   SetOp<ref::RunAttendPrefill>(ops.attend_prefill, "attend_prefill");
   SetOp<ref::RunSample>(ops.sample, "sample");
+  SetOp<ref::RunFillNormal>(ops.fill_normal, "fill_normal");
   SetOp<ref::RunCopyPages>(ops.copy_pages, "copy_pages");
   SetOp<ref::RunExportPage>(ops.export_page, "export_page");
   SetOp<ref::RunImportPage>(ops.import_page, "import_page");

@@ -17,6 +17,7 @@ void RunSelectUnits(const SelectUnitsParams& params);
 void RunAttendDecode(const AttendDecodeParams& params);
 void RunAttendPrefill(const AttendPrefillParams& params);
 void RunSample(const SampleParams& params);
+void RunFillNormal(const FillNormalParams& params);
 void RunCopyPages(const CopyPagesParams& params);
 void RunExportPage(const TransferPageParams& params);
 void RunImportPage(const TransferPageParams& params);

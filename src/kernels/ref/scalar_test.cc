@@ -7,6 +7,7 @@
 #include <random>
 
 #include "base/random.h"
+#include "kernels/normal_numbers.h"
 
 namespace lserve::ref {
 namespace {
@@ -14,6 +15,30 @@ namespace {
 TEST(Philox, KnownAnswer) {  // Random123's test vector for philox4x32-10
   const std::array<uint32_t, 4> want = {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8};
   EXPECT_EQ(Philox(0, 0), want);
+}
+
+TEST(NormalNumbers, AreSumsOfHalves) {  // of the words above
+  EXPECT_EQ(NormalPair(0, 0)[0], 0x6627 + 0xe8d5 + 0xe169 + 0xc58d - 131070);
+  EXPECT_EQ(NormalPair(0, 0)[1], 0xbc57 + 0xac4c + 0x9b00 + 0xdbd8 - 131070);
+}
+
+TEST(NormalNumbers, HaveTheirDeviation) {
+  constexpr uint64_t kPairs = 50000;
+  double sum = 0, squares = 0, fourth = 0, products = 0;
+  for (uint64_t pair = 0; pair < kPairs; ++pair) {
+    const std::array<int32_t, 2> sums = NormalPair(7, pair);
+    for (const int32_t number : sums) {
+      const double x = static_cast<double>(static_cast<float>(number) * NormalUnit(1.0f));
+      sum += x;
+      squares += x * x;
+      fourth += x * x * x * x;
+    }
+    products += static_cast<double>(sums[0]) * sums[1] * std::pow(NormalUnit(1.0f), 2);
+  }
+  EXPECT_NEAR(sum / (2 * kPairs), 0, 0.01);
+  EXPECT_NEAR(squares / (2 * kPairs), 1, 0.01);
+  EXPECT_NEAR(fourth / (2 * kPairs), 2.7, 0.05);  // of four uniform numbers; a normal one has 3
+  EXPECT_NEAR(products / kPairs, 0, 0.015);
 }
 
 TEST(Scalar, DotOfOddLength) {
