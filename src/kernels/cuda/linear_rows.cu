@@ -41,62 +41,63 @@ class Walk {
  public:
   // active_tiles: those that have rows.
   __device__ Walk(const LinearArguments& arguments, int32_t row_tiles, int32_t active_tiles,
-                  int32_t warp)
-      : row_tiles_(row_tiles),
+                  int32_t warp, int32_t lane)
+      : arguments_(arguments),
+        row_tiles_(row_tiles),
         active_tiles_(active_tiles),
         items_(arguments.packed_rows / kBlockOutputs * row_tiles),
-        steps_(arguments.padded_depth / kStep),
-        warp_(warp),
-        item_(warp < steps_ ? static_cast<int32_t>(blockIdx.x) : items_),
-        step_(warp) {
-    SkipIdle();
+        first_((lane / 8) * int64_t{arguments.padded_depth} + warp * kStep + lane % 8 * 8),
+        item_(static_cast<int32_t>(blockIdx.x) - static_cast<int32_t>(gridDim.x)) {
+    if (warp * kStep < arguments.padded_depth) {
+      NextItem();
+    } else {
+      item_ = items_;
+    }
   }
 
   __device__ bool Done() const { return item_ >= items_; }
-  __device__ int32_t output_block() const { return item_ / row_tiles_; }
-  __device__ int32_t step() const { return step_; }
+  // The lane's 16 bytes of row lane / 8 of the step.
+  const __device__ __nv_bfloat16* from() const { return from_; }
 
   __device__ void Advance() {
-    step_ += kWarps;
-    if (step_ >= steps_) {
-      step_ = warp_;
-      item_ += static_cast<int32_t>(gridDim.x);
-      SkipIdle();
+    from_ += kWarps * kStep;
+    left_ -= kWarps * kStep;
+    if (left_ <= 0) {
+      NextItem();
     }
   }
 
  private:
-  __device__ void SkipIdle() {
-    while (!Done() && item_ % row_tiles_ >= active_tiles_) {
+  __device__ void NextItem() {
+    do {
       item_ += static_cast<int32_t>(gridDim.x);
-    }
+    } while (!Done() && item_ % row_tiles_ >= active_tiles_);
+    const int64_t row = int64_t{item_ / row_tiles_} * kBlockOutputs;
+    from_ = arguments_.weight + row * arguments_.padded_depth + first_;
+    left_ = arguments_.padded_depth - static_cast<int32_t>(threadIdx.x) / kWarpThreads * kStep;
   }
 
+  const LinearArguments& arguments_;
   int32_t row_tiles_;
   int32_t active_tiles_;
   int32_t items_;
-  int32_t steps_;
-  int32_t warp_;
+  int64_t first_;  // element of an output block
   int32_t item_;
-  int32_t step_;
+  const __nv_bfloat16* from_ = nullptr;
+  int32_t left_ = 0;  // elements of the depth from the step's first on
 };
 
 // Begins the copies of the walk's next step, if there is one, and closes their group. Chunk c of
 // row r, 16 bytes, lies at c ^ 4 (r % 2): the two rows that a quarter of a warp reads at once lie
 // in different banks.
-__device__ __forceinline__ void Fetch(const LinearArguments& arguments, Walk& walk,
-                                      std::byte* stage) {
+__device__ __forceinline__ void Fetch(int64_t padded_depth, Walk& walk, std::byte* stage) {
   if (!walk.Done()) {
     const auto lane = static_cast<int32_t>(threadIdx.x) % kWarpThreads;
     const int32_t row = lane / 8;
-    const int32_t chunk = lane % 8;
-    const int64_t packed_row = int64_t{walk.output_block()} * kBlockOutputs + row;
-    const __nv_bfloat16* from =
-        arguments.weight + packed_row * arguments.padded_depth + walk.step() * kStep + chunk * 8;
-    std::byte* to = stage + row * kRowBytes + (chunk ^ 4 * (row % 2)) * 16;
+    std::byte* to = stage + row * kRowBytes + (lane % 8 ^ 4 * (row % 2)) * 16;
 #pragma unroll
     for (int32_t i = 0; i < kBlockOutputs / 4; ++i) {
-      CopyAsync16(to + i * 4 * kRowBytes, from + int64_t{i} * 4 * arguments.padded_depth);
+      CopyAsync16(to + i * 4 * kRowBytes, walk.from() + i * 4 * padded_depth);
     }
     walk.Advance();
     if (walk.Done()) {
@@ -175,10 +176,10 @@ __global__ void __launch_bounds__(kThreads)
   const int32_t rows =
       arguments.counts[arguments.rows == RowSet::kLogits ? kLogitRows : kDecodeRows];
   const int32_t row_tiles = (arguments.max_rows + kItemRows - 1) / kItemRows;
-  Walk walk(arguments, row_tiles, (rows + kItemRows - 1) / kItemRows, warp);
+  Walk walk(arguments, row_tiles, (rows + kItemRows - 1) / kItemRows, warp, lane);
 #pragma unroll
   for (int32_t stage = 0; stage < kStages; ++stage) {
-    Fetch(arguments, walk, ring + stage * kStageBytes);
+    Fetch(arguments.padded_depth, walk, ring + stage * kStageBytes);
   }
   WaitForEarlierKernels();
 
@@ -217,7 +218,7 @@ __global__ void __launch_bounds__(kThreads)
         low[half] = *reinterpret_cast<const uint4*>(chunk + 8 * kRowBytes);
       }
       __syncwarp();  // the stage has been read
-      Fetch(arguments, walk, data);
+      Fetch(arguments.padded_depth, walk, data);
       stage = stage + 1 == kStages ? 0 : stage + 1;
 #pragma unroll
       for (int32_t half = 0; half < 2; ++half) {

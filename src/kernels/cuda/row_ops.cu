@@ -50,30 +50,80 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// ---- AddRmsNorm: a block a row. The first pass leaves the rounded sum where the second reads it,
-// each thread its own elements: in the residual, or for logit rows, which leave it alone, in the
-// output.
+// ---- AddRmsNorm: a block a row. Rows of real models stay in registers between the sum of squares
+// and the output. Of others the first pass leaves the rounded sum where the second reads it, each
+// thread its own elements: in the residual, or for logit rows, which leave it alone, in the output.
 
-// Elements [i * kWidth, (i + 1) * kWidth) of a row as float.
-template <int32_t kWidth>
-__device__ void LoadElements(const __nv_bfloat16* row, int32_t i, float (&x)[kWidth]) {
-  if constexpr (kWidth == kVector) {
-    Unpack8(reinterpret_cast<const uint4*>(row)[i], x);
-  } else {
-    x[0] = __bfloat162float(row[i]);
+constexpr int32_t kHeldThreads = 512;
+constexpr int32_t kHeldVectors = 4;  // of a thread
+constexpr int32_t kMostHeld = kHeldThreads * kHeldVectors * kVector;
+
+// Rows of a multiple of kVector elements, at most kMostHeld.
+__global__ void __launch_bounds__(kHeldThreads)
+    AddRmsNormHeldKernel(const __grid_constant__ AddRmsNormParams params) {
+  LetNextKernelStart();
+  const int64_t index = blockIdx.x;
+  const bool logits = params.rows == RowSet::kLogits;
+  const bool exists = index < RowsOf(params.batch, params.rows);
+  const int64_t row = exists && logits ? params.batch.logit_row[index] : index;
+  const int32_t hidden = params.hidden;
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  uint4 scales[kHeldVectors];
+#pragma unroll
+  for (int32_t v = 0; v < kHeldVectors; ++v) {
+    const int32_t i = v * kHeldThreads + thread;
+    scales[v] = i < hidden / kVector ? static_cast<const uint4*>(params.weight)[i] : uint4{};
+  }
+  WaitForEarlierKernels();
+  if (!exists) {
+    return;
+  }
+  auto* residual = static_cast<__nv_bfloat16*>(params.residual) + row * hidden;
+  auto* output = static_cast<__nv_bfloat16*>(params.output) + index * hidden;
+  const __nv_bfloat16* addend =
+      params.addend == nullptr ? nullptr
+                               : static_cast<const __nv_bfloat16*>(params.addend) + row * hidden;
+  float x[kHeldVectors][kVector] = {};
+  float squares = 0.0f;
+#pragma unroll
+  for (int32_t v = 0; v < kHeldVectors; ++v) {
+    const int32_t i = v * kHeldThreads + thread;
+    if (i < hidden / kVector) {
+      Unpack8(reinterpret_cast<const uint4*>(residual)[i], x[v]);
+      if (addend != nullptr) {
+        float y[kVector];
+        Unpack8(reinterpret_cast<const uint4*>(addend)[i], y);
+#pragma unroll
+        for (int32_t j = 0; j < kVector; ++j) {
+          x[v][j] = __bfloat162float(__float2bfloat16_rn(x[v][j] + y[j]));
+        }
+        if (!logits) {
+          reinterpret_cast<uint4*>(residual)[i] = Pack8(x[v]);
+        }
+      }
+#pragma unroll
+      for (int32_t j = 0; j < kVector; ++j) {
+        squares += x[v][j] * x[v][j];
+      }
+    }
+  }
+  const float mean = BlockSum<kHeldThreads>(squares) / static_cast<float>(hidden);
+  const float inverse_rms = 1.0f / sqrtf(mean + params.epsilon);
+#pragma unroll
+  for (int32_t v = 0; v < kHeldVectors; ++v) {
+    const int32_t i = v * kHeldThreads + thread;
+    if (i < hidden / kVector) {
+      float scale[kVector];
+      Unpack8(scales[v], scale);
+#pragma unroll
+      for (int32_t j = 0; j < kVector; ++j) {
+        x[v][j] = x[v][j] * inverse_rms * scale[j];
+      }
+      reinterpret_cast<uint4*>(output)[i] = Pack8(x[v]);
+    }
   }
 }
 
-template <int32_t kWidth>
-__device__ void StoreElements(const float (&x)[kWidth], __nv_bfloat16* row, int32_t i) {
-  if constexpr (kWidth == kVector) {
-    reinterpret_cast<uint4*>(row)[i] = Pack8(x);
-  } else {
-    row[i] = __float2bfloat16_rn(x[0]);
-  }
-}
-
-template <int32_t kWidth>
 __global__ void __launch_bounds__(kThreads)
     AddRmsNormKernel(const __grid_constant__ AddRmsNormParams params) {
   BeginDependentKernel();
@@ -93,34 +143,19 @@ __global__ void __launch_bounds__(kThreads)
   __nv_bfloat16* sums = logits && addend != nullptr ? output : residual;
 
   float squares = 0.0f;
-  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < hidden / kWidth; i += kThreads) {
-    float x[kWidth];
-    LoadElements(residual, i, x);
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < hidden; i += kThreads) {
+    float x = __bfloat162float(residual[i]);
     if (addend != nullptr) {
-      float y[kWidth];
-      LoadElements(addend, i, y);
-#pragma unroll
-      for (int32_t j = 0; j < kWidth; ++j) {
-        x[j] = __bfloat162float(__float2bfloat16_rn(x[j] + y[j]));
-      }
-      StoreElements(x, sums, i);
+      sums[i] = __float2bfloat16_rn(x + __bfloat162float(addend[i]));
+      x = __bfloat162float(sums[i]);
     }
-#pragma unroll
-    for (int32_t j = 0; j < kWidth; ++j) {
-      squares += x[j] * x[j];
-    }
+    squares += x * x;
   }
   const float mean = BlockSum<kThreads>(squares) / static_cast<float>(hidden);
   const float inverse_rms = 1.0f / sqrtf(mean + params.epsilon);
-  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < hidden / kWidth; i += kThreads) {
-    float x[kWidth], scale[kWidth];
-    LoadElements(sums, i, x);
-    LoadElements(weight, i, scale);
-#pragma unroll
-    for (int32_t j = 0; j < kWidth; ++j) {
-      x[j] = x[j] * inverse_rms * scale[j];
-    }
-    StoreElements(x, output, i);
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < hidden; i += kThreads) {
+    output[i] =
+        __float2bfloat16_rn(__bfloat162float(sums[i]) * inverse_rms * __bfloat162float(weight[i]));
   }
 }
 
@@ -187,9 +222,11 @@ void AddRmsNorm(const AddRmsNormParams& params, cudaStream_t stream) {
   if (rows == 0) {
     return;
   }
-  const auto kernel =
-      params.hidden % kVector == 0 ? AddRmsNormKernel<kVector> : AddRmsNormKernel<1>;
-  LaunchDependent("add_rms_norm", kernel, rows, kThreads, 0, stream, params);
+  if (params.hidden % kVector == 0 && params.hidden <= kMostHeld) {
+    LaunchDependent("add_rms_norm", AddRmsNormHeldKernel, rows, kHeldThreads, 0, stream, params);
+    return;
+  }
+  LaunchDependent("add_rms_norm", AddRmsNormKernel, rows, kThreads, 0, stream, params);
 }
 
 void RopeAngles(const RopeAnglesParams& params, cudaStream_t stream) {

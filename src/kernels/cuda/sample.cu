@@ -91,6 +91,28 @@ __device__ uint64_t SumBefore(uint64_t x, Shared& shared) {
   return before;
 }
 
+// Calls visit(id, logit) for the thread's share of a row. Several logits come at a time, since what
+// visit() writes would hold up the next load.
+template <typename Visit>
+__device__ __forceinline__ void ForLogits(const float* logits, int32_t count, Visit visit) {
+  constexpr int32_t kAtATime = 8;
+  for (auto first = static_cast<int32_t>(threadIdx.x); first < count;
+       first += kThreads * kAtATime) {
+    float some[kAtATime];
+#pragma unroll
+    for (int32_t i = 0; i < kAtATime; ++i) {
+      const int32_t id = first + i * kThreads;
+      some[i] = id < count ? logits[id] : 0.0f;
+    }
+#pragma unroll
+    for (int32_t i = 0; i < kAtATime; ++i) {
+      if (const int32_t id = first + i * kThreads; id < count) {
+        visit(id, some[i]);
+      }
+    }
+  }
+}
+
 // One row's candidates: those with a key up to `last`, with what a weight function says of each.
 struct Candidates {
   const float* logits;
@@ -100,10 +122,9 @@ struct Candidates {
   template <typename Weight>
   __device__ uint64_t Total(Weight weight, Shared& shared) const {
     uint64_t total = 0;
-    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < count; i += kThreads) {
-      const float logit = logits[i];
-      total += KeyOf(logit, i) <= last ? weight(logit) : 0;
-    }
+    ForLogits(logits, count, [&](int32_t id, float logit) {
+      total += KeyOf(logit, id) <= last ? weight(logit) : 0;
+    });
     return BlockReduce(total, Sum(), shared);
   }
 
@@ -122,15 +143,14 @@ struct Candidates {
         shared.histogram[i] = 0;
       }
       __syncthreads();
-      for (int32_t i = static_cast<int32_t>(threadIdx.x); i < count; i += kThreads) {
-        const float logit = logits[i];
-        const uint64_t key = KeyOf(logit, i);
+      ForLogits(logits, count, [&](int32_t id, float logit) {
+        const uint64_t key = KeyOf(logit, id);
         if (key <= last && key >> above == found) {
           if (const uint64_t w = weight(logit); w != 0) {
             atomicAdd(&shared.histogram[key >> below & mask], w);
           }
         }
-      }
+      });
       __syncthreads();
       const uint64_t first = shared.histogram[2 * threadIdx.x];
       const uint64_t second = shared.histogram[2 * threadIdx.x + 1];
@@ -208,15 +228,16 @@ __global__ void __launch_bounds__(kThreads)
 
   // Each thread reads again only what it wrote.
   uint64_t first = kLastKey;
-  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < vocab_size; i += kThreads) {
-    float logit = logits[i];
-    logit = isnan(logit) ? MinusInfinity() : logit;
+  ForLogits(logits, vocab_size, [&](int32_t id, float before) {
+    float logit = isnan(before) ? MinusInfinity() : before;
     if (settings.penalties != 0) {
-      logit = Penalise(settings, counts[i], seen[i] != 0, logit);
+      logit = Penalise(settings, counts[id], seen[id] != 0, logit);
     }
-    logits[i] = logit;
-    first = Minimum()(first, KeyOf(logit, i));
-  }
+    if (logit != before) {  // true for a NaN
+      logits[id] = logit;
+    }
+    first = Minimum()(first, KeyOf(logit, id));
+  });
   first = BlockReduce(first, Minimum(), shared);
   uint64_t drawn = first;
   const float highest = logits[IdOf(first)];

@@ -1,13 +1,15 @@
-// Scores of units: a persistent grid takes segments of pages of the due rows and heads, a warp a
-// page (kSketch) or four (kMinMax) at a time.
+// Scores of units: a persistent grid takes segments of pages of the due rows and heads, a warp one
+// or two pages (kSketch) or four (kMinMax) at a time.
 //
 // kMinMax: max(q k_max, q k_min) = q+ k_max + q- k_min, a product of bf16 matrices.
 // kSketch: with w = q (hi - lo) = 4 q step, q k = q lo + w (c + 1/2) / 4. The weights w are made
 // once a page and rounded to bf16. Of a word of codes a shift and a logical operation make the bf16
-// numbers 128 + 4 c of a token r and 128 + 16 c of the token r + 8; what the 128 adds, and the half
-// of a cell, go into the sums before the products, by the weights' own sum.
+// numbers 128 + c of a token r and 128 + 4 c of the token r + 8; what the 128 adds, and the half of
+// a cell, go into the sums before the products, by the weights' own sum. Two pages share the
+// columns of a product where a group leaves room, so that no lane makes weights of queries that do
+// not exist.
 //
-// At 16 tokens a unit the instructions of a page count as much as its bytes.
+// At 16 tokens a unit the instructions of a page, 460 of a warp, take as long as its bytes.
 #include <cmath>
 
 #include "kernels/cuda/launch.cuh"
@@ -23,17 +25,19 @@ constexpr int32_t kScoreThreads = 128;
 constexpr int32_t kScoreWarps = kScoreThreads / kWarpLanes;
 constexpr int32_t kLeastSegmentPages = 16;
 constexpr int32_t kMostSegmentPages = kScoreWarps * kWarpLanes;  // a warp's lanes know its pages
-constexpr int32_t kStages = 3;
-constexpr int32_t kQueries = 8;  // of a group, in one product
+constexpr int32_t kQueries = 8;                                  // of a group, in one product
 
-// A warp's scores of pages of one row and head, each the maximum over the group.
-template <int32_t kDim, PageScore kScore>
+// A warp's scores of pages of one row and head, each the maximum over the group. kSets: pages whose
+// weights share the eight columns of a product, kSketch alone; 2 for groups of at most 4.
+template <int32_t kDim, PageScore kScore, int32_t kSets>
 class PageScorer {
  public:
   static constexpr int32_t kTiles = kDim / 16;
   static constexpr bool kExact = kDim <= 128;  // smaller head sizes have an instance of their own
-  // Shared memory of a warp: a ring of pages' boxes and codes.
-  static constexpr int32_t kStageBytes = 20 * kDim;
+  // Shared memory of a warp: a ring of kSets pages' boxes and codes.
+  static constexpr int32_t kStages = kSets == 2 ? 2 : 3;
+  static constexpr int32_t kPageBytes = 20 * kDim;
+  static constexpr int32_t kStageBytes = kSets * kPageBytes;
 
   __device__ PageScorer(const SelectUnitsParams& params, const SelectionPair& pair,
                         std::byte* stages)
@@ -79,7 +83,7 @@ class PageScorer {
 
   // Two elements of query `first + r` of the group.
   __device__ uint32_t QueryPair(int32_t first, int32_t d) const {
-    const int32_t query = first + lane_ / 4;
+    const int32_t query = first + lane_ / 4 % (kQueries / kSets);
     return query < params_.group && d < head_dim_
                ? *reinterpret_cast<const uint32_t*>(pair_.Queries(params_) + query * head_dim_ + d)
                : 0u;
@@ -110,11 +114,15 @@ class PageScorer {
   // Calls visit() for the group's queries, eight at a time, with q_ holding them.
   template <typename Visit>
   __device__ void ForQueries(Visit visit) {
-    for (int32_t first = 0; first < params_.group; first += kQueries) {
-      if (first != first_query_) {
-        TakeQueries(first);
+    if constexpr (kSets == 2) {
+      visit(params_.group);
+    } else {
+      for (int32_t first = 0; first < params_.group; first += kQueries) {
+        if (first != first_query_) {
+          TakeQueries(first);
+        }
+        visit(min(kQueries, params_.group - first));
       }
-      visit(min(kQueries, params_.group - first));
     }
   }
 
@@ -202,14 +210,16 @@ class PageScorer {
     const int32_t pages = max(0, DivideUp(closed_end - begin, stride));
 #pragma unroll
     for (int32_t i = 0; i < kStages - 1; ++i) {
-      FetchSketch(page_id, i, pages, i);
+      FetchSketches(page_id, i * kSets, pages, i);
     }
     int32_t stage = 0;
-    for (int32_t i = 0; i < pages; ++i) {
+    for (int32_t i = 0; i < pages; i += kSets) {
       WaitCopies<kStages - 2>();
       __syncwarp();
-      FetchSketch(page_id, i + kStages - 1, pages, stage == 0 ? kStages - 1 : stage - 1);
-      ScoreSketch(begin + i * stride, stages_ + stage * kStageBytes);
+      FetchSketches(page_id, i + (kStages - 1) * kSets, pages,
+                    stage == 0 ? kStages - 1 : stage - 1);
+      ScoreSketches(begin + i * stride, stride, min(kSets, pages - i),
+                    stages_ + stage * kStageBytes);
       stage = stage + 1 == kStages ? 0 : stage + 1;
     }
     WaitCopies<0>();
@@ -219,14 +229,20 @@ class PageScorer {
     }
   }
 
-  // Begins the copies of the warp's page `i` of `pages`, if there is one, and closes their group.
-  __device__ void FetchSketch(int32_t page_id, int32_t i, int32_t pages, int32_t stage) const {
-    if (i < pages) {
-      const std::byte* from = sketches_ + __shfl_sync(kWholeWarp, page_id, i) * page_bytes_;
-      std::byte* to = stages_ + stage * kStageBytes + lane_ * 16;
-      const int32_t bytes = kExact ? kStageBytes : 20 * padded_;
+  // Begins the copies of the warp's pages `first` on, of `pages`, and closes their group.
+  __device__ void FetchSketches(int32_t page_id, int32_t first, int32_t pages,
+                                int32_t stage) const {
 #pragma unroll
-      for (int32_t at = 0; at < kStageBytes; at += kWarpLanes * 16) {
+    for (int32_t set = 0; set < kSets; ++set) {
+      if (first + set >= pages) {
+        break;
+      }
+      const std::byte* from =
+          sketches_ + __shfl_sync(kWholeWarp, page_id, first + set) * page_bytes_;
+      std::byte* to = stages_ + stage * kStageBytes + set * kPageBytes + lane_ * 16;
+      const int32_t bytes = kExact ? kPageBytes : 20 * padded_;
+#pragma unroll
+      for (int32_t at = 0; at < kPageBytes; at += kWarpLanes * 16) {
         if (at + lane_ * 16 < bytes) {
           CopyAsync16(to + at, from + at);
         }
@@ -235,12 +251,16 @@ class PageScorer {
     CommitCopies();
   }
 
-  // data: a page's box and codes.
-  __device__ void ScoreSketch(int32_t page, const std::byte* data) {
+  // data: the boxes and codes of `pages` pages, first_page and the one `stride` on. Row r of B is
+  // of query r % (8 / kSets) and page r / (8 / kSets).
+  __device__ void ScoreSketches(int32_t first_page, int32_t stride, int32_t pages,
+                                const std::byte* data) {
     constexpr uint32_t kOnes = 0x3F803F80u;  // bf16
+    constexpr int32_t kSetQueries = kQueries / kSets;
     const int32_t padded = kExact ? kDim : padded_;
-    const std::byte* box = data + lane_ % 4 * 4;
+    const std::byte* box = data + lane_ / 4 / kSetQueries * kPageBytes + lane_ % 4 * 4;
     const std::byte* words = data + 4 * padded + lane_ * 4;
+    const int32_t own_set = lane_ % 4 * 2 / kSetQueries;  // of the lane's columns of C
     float best = -INFINITY;
     ForQueries([&](int32_t queries) {
       uint32_t weights[kTiles][2];
@@ -267,45 +287,51 @@ class PageScorer {
       float rests[2];
 #pragma unroll
       for (int32_t e = 0; e < 2; ++e) {
-        const int32_t query = lane_ % 4 * 2 + e;
-        const float of_query = __shfl_sync(kWholeWarp, rest, query * 4);
-        rests[e] = query < queries ? of_query : -INFINITY;
+        const int32_t column = lane_ % 4 * 2 + e;
+        const float of_query = __shfl_sync(kWholeWarp, rest, column * 4);
+        rests[e] = column % kSetQueries < queries ? of_query : -INFINITY;
       }
       float scores[kPageUnits];
 #pragma unroll
-      for (int32_t unit = 0; unit < kPageUnits; ++unit) {
-        float c[4] = {-126.0f * sums[0], -126.0f * sums[1], -120.0f * sums[0], -120.0f * sums[1]};
-        ForTiles([&](int32_t t) {
-          if (t % 2 != 0) {
-            return;  // a word has the codes of two tiles
-          }
-          const uint32_t word = *reinterpret_cast<const uint32_t*>(words + unit * 4 * padded +
-                                                                   t / 2 * (kWarpLanes * 4));
-          MultiplyAdd(c, Low(word << 2), High(word << 2), Low(word >> 2), High(word >> 2),
-                      weights[t][0], weights[t][1]);
-          MultiplyAdd(c, Low(word >> 6), High(word >> 6), Low(word >> 10), High(word >> 10),
-                      weights[t + 1][0], weights[t + 1][1]);
-        });
-        scores[unit] = fmaxf(fmaxf(rests[0] + c[0] * 0.0625f, rests[1] + c[1] * 0.0625f),
-                             fmaxf(rests[0] + c[2] * 0.015625f, rests[1] + c[3] * 0.015625f));
+      for (int32_t set = 0; set < kSets; ++set) {
+#pragma unroll
+        for (int32_t unit = 0; unit < kPageUnits; ++unit) {
+          float c[4] = {-127.5f * sums[0], -127.5f * sums[1], -126.0f * sums[0], -126.0f * sums[1]};
+          ForTiles([&](int32_t t) {
+            if (t % 2 != 0) {
+              return;  // a word has the codes of two tiles
+            }
+            const uint32_t word = *reinterpret_cast<const uint32_t*>(
+                words + set * kPageBytes + unit * 4 * padded + t / 2 * (kWarpLanes * 4));
+            MultiplyAdd(c, Low(word), High(word), Low(word >> 4), High(word >> 4), weights[t][0],
+                        weights[t][1]);
+            MultiplyAdd(c, Low(word >> 8), High(word >> 8), Low(word >> 12), High(word >> 12),
+                        weights[t + 1][0], weights[t + 1][1]);
+          });
+          const float score = fmaxf(fmaxf(rests[0] + c[0] * 0.25f, rests[1] + c[1] * 0.25f),
+                                    fmaxf(rests[0] + c[2] * 0.0625f, rests[1] + c[3] * 0.0625f));
+          scores[unit] = kSets == 1 || set == own_set ? score : scores[unit];
+        }
       }
       best = fmaxf(best, OverUnits(scores));
     });
-    StorePage(page, best);
+    StorePage(first_page + own_set * stride, best,
+              lane_ % 8 * kSets == own_set * 4 && own_set < pages);
   }
 
-  // Two bits at bits 2 and 18 as the bf16 numbers 128 + 4 c, those at bits 4 and 20 as 128 + 16 c.
+  // Two bits at bits 0 and 16 as the bf16 numbers 128 + c, those at bits 2 and 18 as 128 + 4 c.
   __device__ __forceinline__ uint32_t Low(uint32_t codes) const {
-    return (codes & 0x000C000Cu) | base_;
+    return (codes & 0x00030003u) | base_;
   }
   __device__ __forceinline__ uint32_t High(uint32_t codes) const {
-    return (codes & 0x00300030u) | base_;
+    return (codes & 0x000C000Cu) | base_;
   }
   // 128 twice. An instruction takes one constant: this one has to be in a register, so the compiler
   // must not know it (the grid has one dimension).
   static __device__ __forceinline__ uint32_t Base() { return 0x43004300u + (gridDim.y - 1); }
 
-  // The maximum of each unit over the lanes: that of unit u for lanes 8 u to 8 u + 7.
+  // The maximum of each unit over the lanes, of each set over its own: that of unit u for lanes 8 u
+  // to 8 u + 7.
   __device__ float OverUnits(const float (&x)[kPageUnits]) const {
     static_assert(kPageUnits == 4);
     const bool upper = (lane_ & 16) != 0;
@@ -317,7 +343,7 @@ class PageScorer {
       two[i] = fmaxf(upper ? x[2 + i] : x[i], other);
     }
     const float other = __shfl_xor_sync(kWholeWarp, odd ? two[0] : two[1], 8);
-    return MaxOverLanes<1 | 2 | 4>(fmaxf(odd ? two[1] : two[0], other));
+    return MaxOverLanes < kSets == 2 ? 1 | 4 : 1 | 2 | 4 > (fmaxf(odd ? two[1] : two[0], other));
   }
 
   // The open page has no sketch yet: its keys as they are, from memory.
@@ -349,11 +375,11 @@ class PageScorer {
         best = lane_ / 8 == unit ? fmaxf(best, of_unit) : best;
       }
     });
-    StorePage(open_page_, best);
+    StorePage(open_page_, best, lane_ % 8 == 0);
   }
 
   // best: of logical page lane / 8.
-  __device__ void StorePage(int32_t page, float best) const {
+  __device__ void StorePage(int32_t page, float best, bool store) const {
     float score = best * scale_;
     if (unit_shift_ >= 1) {
       score = MaxOverLanes<8>(score);
@@ -361,7 +387,7 @@ class PageScorer {
     if (unit_shift_ == 2) {
       score = MaxOverLanes<16>(score);
     }
-    StoreUnit(page, lane_ / 8, score, lane_ % 8 == 0);
+    StoreUnit(page, lane_ / 8, score, store);
   }
 
   const SelectUnitsParams& params_;
@@ -381,9 +407,11 @@ class PageScorer {
   uint32_t q_[kTiles][kScore == PageScore::kMinMax ? 4 : 2];
 };
 
-template <int32_t kDim, PageScore kScore>
+template <int32_t kDim, PageScore kScore, int32_t kSets>
 constexpr int32_t kScoreSharedBytes =
-    kScore == PageScore::kSketch ? kScoreWarps* kStages* PageScorer<kDim, kScore>::kStageBytes : 0;
+    kScore == PageScore::kSketch ? kScoreWarps* PageScorer<kDim, kScore, kSets>::kStages*
+                                       PageScorer<kDim, kScore, kSets>::kStageBytes
+                                 : 0;
 
 // Blocks of a multiprocessor, as registers allow.
 template <int32_t kDim, PageScore kScore>
@@ -391,13 +419,14 @@ constexpr int32_t kScoreBlocks = kDim > 128                     ? 2
                                  : kScore == PageScore::kMinMax ? 3
                                                                 : 4;
 
-template <int32_t kDim, PageScore kScore>
+template <int32_t kDim, PageScore kScore, int32_t kSets>
 __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks<kDim, kScore>)
     ScoreUnitsKernel(const __grid_constant__ SelectUnitsParams params) {
   __shared__ PlanShared plan;
   LetNextKernelStart();
   const int32_t warp = static_cast<int32_t>(threadIdx.x) / kWarpLanes;
-  std::byte* stages = SharedMemory() + warp * (kScoreSharedBytes<kDim, kScore> / kScoreWarps);
+  std::byte* stages =
+      SharedMemory() + warp * (kScoreSharedBytes<kDim, kScore, kSets> / kScoreWarps);
   const int32_t pairs = params.batch.counts[kDecodeRows] * params.retrieval.layout.heads;
   // What is due in every step follows from what the host wrote, so that the plan needs no wait.
   bool waited = params.policy.reuse_interval > 1 || params.policy.reuse_distance > 0.0f;
@@ -424,7 +453,7 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks<kDim, kScore>)
       waited = true;
     }
     const SelectionPair pair(params, index);
-    PageScorer<kDim, kScore> scorer(params, pair, stages);
+    PageScorer<kDim, kScore, kSets> scorer(params, pair, stages);
     const int32_t first = item * segment_of(pair);
     const int32_t end = min(first + segment_of(pair), pages_of(pair));
     scorer.Run(kScore == PageScore::kMinMax ? first / 4 + warp : first + warp, end, kScoreWarps);
@@ -438,16 +467,18 @@ template <int32_t kDim>
 void LaunchScoreUnits(const SelectUnitsParams& params, cudaStream_t stream) {
   const int64_t items = int64_t{params.batch.max_decode_rows} * params.retrieval.layout.heads *
                         DivideUp(params.retrieval.max_pages, kLeastSegmentPages);
-  const auto launch = [&]<PageScore kScore>() {
+  const auto launch = [&]<PageScore kScore, int32_t kSets>() {
     const int32_t blocks = PersistentBlocks(items, kScoreBlocks<kDim, kScore>);
-    LaunchDependent("select_units", ScoreUnitsKernel<kDim, kScore>,
+    LaunchDependent("select_units", ScoreUnitsKernel<kDim, kScore, kSets>,
                     dim3(static_cast<unsigned>(blocks)), kScoreThreads,
-                    kScoreSharedBytes<kDim, kScore>, stream, params);
+                    kScoreSharedBytes<kDim, kScore, kSets>, stream, params);
   };
-  if (params.retrieval.layout.score == PageScore::kSketch) {
-    launch.template operator()<PageScore::kSketch>();
+  if (params.retrieval.layout.score != PageScore::kSketch) {
+    launch.template operator()<PageScore::kMinMax, 1>();
+  } else if (params.group > kQueries / 2) {
+    launch.template operator()<PageScore::kSketch, 1>();
   } else {
-    launch.template operator()<PageScore::kMinMax>();
+    launch.template operator()<PageScore::kSketch, 2>();
   }
 }
 
