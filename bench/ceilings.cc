@@ -5,9 +5,13 @@
 #include <algorithm>
 #include <cstring>
 #include <dnnl.hpp>
+#include <string_view>
 #include <vector>
 
+#include "bandwidth.h"
 #include "base/clock.h"
+#include "graph_timer.h"
+#include "linear_layers.h"
 
 namespace lserve::bench {
 namespace {
@@ -60,11 +64,30 @@ double ReadGbps(int32_t threads, int32_t repeat) {
   return static_cast<double>(data.size() * sizeof(uint64_t)) / best / 1e9;
 }
 
+void MeasureBackendProduct(Backend& backend, int32_t repeat, Ceilings& ceilings) {
+  constexpr int32_t kSize = 8192;
+  LinearLayers layers(backend,
+                      {.out_features = kSize, .in_features = kSize, .copies = 1, .rows = kSize});
+  layers.Start(RowKind::kPrefill, kSize);
+  const double seconds = MedianSeconds(layers.stream(), 1, [&](int32_t i) { layers.Run(i); },
+                                       {.run_seconds = 20e-3, .runs = repeat});
+  ceilings.bf16_product_gflops = 2.0 * kSize * kSize * kSize / seconds / 1e9;
+  ceilings.bf16_product_variant = layers.variant();
+}
+
 }  // namespace
 
-Ceilings MeasureCeilings(int32_t threads, int32_t repeat) {
-  omp_set_num_threads(threads);
+Ceilings MeasureCeilings(Backend& backend, int32_t repeat) {
   Ceilings ceilings;
+  if (backend.name() == std::string_view("cuda")) {
+    const Bandwidth bandwidth = MeasureCudaBandwidth(repeat);
+    ceilings.copy_gbps = bandwidth.copy_gbps;
+    ceilings.read_gbps = bandwidth.read_gbps;
+    MeasureBackendProduct(backend, repeat, ceilings);
+    return ceilings;
+  }
+  const int32_t threads = backend.facts().threads;
+  omp_set_num_threads(threads);
   ceilings.bf16_product_gflops = ProductGflops(4096, dnnl::memory::data_type::bf16, repeat);
   ceilings.f32_product_gflops = ProductGflops(2048, dnnl::memory::data_type::f32, repeat);
   ceilings.read_gbps = ReadGbps(threads, repeat);

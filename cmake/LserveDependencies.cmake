@@ -20,7 +20,7 @@ if(LSERVE_TESTS)
   find_package(GTest REQUIRED)
   include(GoogleTest)
   # Seconds a test; the scalar backend takes minutes under a sanitizer.
-  set(LSERVE_TEST_TIMEOUT 300)
+  set(LSERVE_TEST_TIMEOUT 900)
   if(LSERVE_SANITIZE)
     set(LSERVE_TEST_TIMEOUT 1800)
   endif()

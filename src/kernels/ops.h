@@ -60,7 +60,6 @@ struct BatchView {
 };
 
 // ---- Embedding, normalisation, linear layers
-// -----------------------------------------------------
 
 // output[row] = table[token of row]
 struct EmbedRowsParams {
@@ -119,7 +118,8 @@ enum class Epilogue : int32_t {
   kSiluMul,
 };
 
-// output = epilogue(input * weight^T)
+// output = epilogue(input * weight^T). Of prefill rows a backend may round the product to
+// output_dtype before kResidual or kSiluMul gets it, as the models' published code does.
 struct LinearParams {
   BatchView batch;
   RowSet rows;

@@ -11,9 +11,9 @@ namespace lserve {
 namespace {
 
 constexpr int32_t kMaxBatchedTokens = 1 << 17;
-// Steps with prompt rows have room for one of these, or for all that there can be: an operation may
-// take time for the room.
-constexpr int32_t kRoomForRows[] = {256, 1024};
+// An operation may take time for the room that a step has. Steps with prompt rows have room for one
+// of these or for all that there can be, steps without for a power of two or all.
+constexpr int32_t kRoomForRows[] = {256, 512, 1024, 2048, 4096, 8192};
 constexpr uint64_t kAuditSeed = 0x61756469;  // which steps are audited
 
 // Bytes of an array, rounded up so that the next one is aligned.
@@ -308,6 +308,7 @@ void LlamaRunner::ForEachAttentionOp(Pass pass, bool sample, size_t layer, Visit
 
 LlamaRunner::Room LlamaRunner::RoomFor(Pass pass, int32_t rows) const {
   return {.rows = rows,
+          .decode_rows = std::min(batch_.max_decode_rows, rows),
           .chunks = pass == Pass::kMixed ? std::min(batch_.max_chunks, rows) : 0,
           .logit_rows = std::min(batch_.max_logit_rows, rows)};
 }
@@ -316,6 +317,7 @@ template <typename Visitor>
 void LlamaRunner::ForEachOp(Pass pass, const Room& room, bool sample, Visitor&& visit_op) const {
   const auto visit = [&](const auto& op, auto params) {
     params.batch.max_rows = room.rows;
+    params.batch.max_decode_rows = room.decode_rows;
     params.batch.max_chunks = room.chunks;
     params.batch.max_logit_rows = room.logit_rows;
     visit_op(op, params);
@@ -342,34 +344,34 @@ void LlamaRunner::ForEachOp(Pass pass, const Room& room, bool sample, Visitor&& 
 }
 
 Status LlamaRunner::Capture() {
-  const Room decode = RoomFor(Pass::kDecode, batch_.max_decode_rows);
   RETURN_IF_ERROR(forward_.Prepare([&](const auto& visit) {
     ForEachOp(Pass::kMixed, RoomFor(Pass::kMixed, batch_.max_rows), true, visit);
-    ForEachOp(Pass::kDecode, decode, true, visit);
+    ForEachOp(Pass::kDecode, RoomFor(Pass::kDecode, batch_.max_decode_rows), true, visit);
   }));
-  const auto capture = [&](Pass pass, const Room& room, bool sample) {
+  const auto capture = [&](Pass pass, int32_t rows, bool sample) {
     stream_->BeginCapture();
-    ForEachOp(pass, room, sample,
+    ForEachOp(pass, RoomFor(pass, rows), sample,
               [&](const auto& op, const auto& params) { op.run(*stream_, params); });
     return stream_->EndCapture();
   };
-  decode_graph_ = capture(Pass::kDecode, decode, true);
-  decode_logits_graph_ = capture(Pass::kDecode, decode, false);
+  const auto add = [&](Pass pass, int32_t rows, std::vector<StepGraphs>& graphs) {
+    graphs.push_back({rows, capture(pass, rows, true), capture(pass, rows, false)});
+  };
+  decode_graphs_.clear();
+  for (int32_t rows = 1; rows < batch_.max_decode_rows; rows *= 2) {
+    add(Pass::kDecode, rows, decode_graphs_);
+  }
+  add(Pass::kDecode, batch_.max_decode_rows, decode_graphs_);
   if (audit_ != nullptr) {
-    audited_graph_ = capture(Pass::kAuditedDecode, decode, true);
+    audited_graph_ = capture(Pass::kAuditedDecode, batch_.max_decode_rows, true);
   }
   mixed_graphs_.clear();
-  const auto add_mixed = [&](int32_t rows) {
-    const Room room = RoomFor(Pass::kMixed, rows);
-    mixed_graphs_.push_back(
-        {rows, capture(Pass::kMixed, room, true), capture(Pass::kMixed, room, false)});
-  };
   for (const int32_t rows : kRoomForRows) {
     if (rows > batch_.max_decode_rows && rows < batch_.max_rows) {
-      add_mixed(rows);
+      add(Pass::kMixed, rows, mixed_graphs_);
     }
   }
-  add_mixed(batch_.max_rows);
+  add(Pass::kMixed, batch_.max_rows, mixed_graphs_);
   return OkStatus();
 }
 
@@ -424,14 +426,15 @@ Result<int32_t> LlamaRunner::Fork(int32_t slot, std::span<const int32_t> prompt,
   return copy;
 }
 
-const LlamaRunner::MixedGraphs& LlamaRunner::GraphsFor(const StepInput& input) const {
+const LlamaRunner::StepGraphs& LlamaRunner::GraphsFor(Pass pass, const StepInput& input) const {
   int64_t rows = std::ssize(input.decode);
   for (const PromptChunk& chunk : input.chunks) {
     rows += std::ssize(chunk.tokens);
   }
-  const auto graphs = std::find_if(mixed_graphs_.begin(), mixed_graphs_.end(),
-                                   [&](const MixedGraphs& g) { return g.rows >= rows; });
-  CHECK(graphs != mixed_graphs_.end());
+  const std::vector<StepGraphs>& all = pass == Pass::kDecode ? decode_graphs_ : mixed_graphs_;
+  const auto graphs =
+      std::find_if(all.begin(), all.end(), [&](const StepGraphs& g) { return g.rows >= rows; });
+  CHECK(graphs != all.end());
   return *graphs;
 }
 
@@ -540,9 +543,7 @@ Result<std::vector<SampledToken>> LlamaRunner::Step(const StepInput& input) {
   const Pass pass = FillStep(input, logit_rows);
   const bool audited = audit_ != nullptr && pass == Pass::kDecode && !selecting_rows_.empty() &&
                        UniformFloat(Philox(kAuditSeed, decode_steps_++)[0]) < audit_rate_;
-  stream_->Launch(audited                 ? *audited_graph_
-                  : pass == Pass::kDecode ? *decode_graph_
-                                          : *GraphsFor(input).sampled);
+  stream_->Launch(audited ? *audited_graph_ : *GraphsFor(pass, input).sampled);
   std::vector<int32_t> tokens(sampled.size());
   backend_.CopyToHost(tokens.data(), sampled_.data(), std::ssize(tokens) * 4, *stream_);
   RETURN_IF_ERROR(stream_->Synchronize());
@@ -572,7 +573,7 @@ Result<SelectionStats> LlamaRunner::Selection() {
 Result<std::vector<float>> LlamaRunner::StepLogits(const StepInput& input,
                                                    std::span<const int32_t> rows) {
   const Pass pass = FillStep(input, rows);
-  stream_->Launch(pass == Pass::kDecode ? *decode_logits_graph_ : *GraphsFor(input).logits);
+  stream_->Launch(*GraphsFor(pass, input).logits);
   std::vector<float> logits(rows.size() * static_cast<size_t>(limits_.vocab_size));
   backend_.CopyToHost(logits.data(), forward_.logits().data(), std::ssize(logits) * 4, *stream_);
   RETURN_IF_ERROR(stream_->Synchronize());

@@ -1,7 +1,8 @@
 // LlamaRunner: the forward pass of a Llama-family decoder over a mixed batch, for one attention
 // mode. It owns its cache, activations and step arrays, and shares the weights. The operations of a
-// step are captured once, at start-up: one graph for steps of decode rows alone, one for steps with
-// prompt chunks; a step only rewrites the arrays they read. Used by one thread at a time.
+// step are captured once, at start-up: graphs for steps of decode rows alone and graphs for steps
+// with prompt chunks, by how many rows they have room for; a step only rewrites the arrays they
+// read. Used by one thread at a time.
 #pragma once
 
 #include <memory>
@@ -93,7 +94,7 @@ class LlamaRunner : public Runner {
   enum class Pass { kDecode, kMixed, kAuditedDecode };
   // The most that a step of a graph may have: where its kernels look for what there is.
   struct Room {
-    int32_t rows, chunks, logit_rows;
+    int32_t rows, decode_rows, chunks, logit_rows;
   };
   Room RoomFor(Pass pass, int32_t rows) const;
   template <typename Visitor>
@@ -101,14 +102,13 @@ class LlamaRunner : public Runner {
   template <typename Visitor>
   void ForEachAttentionOp(Pass pass, bool sample, size_t layer, Visitor&& visit) const;
 
-  // The graphs of a step with prompt rows that have room for `rows` rows, with and without
-  // sampling.
-  struct MixedGraphs {
+  // The graphs of a step with room for `rows` rows, with and without sampling.
+  struct StepGraphs {
     int32_t rows;
     std::unique_ptr<Graph> sampled, logits;
   };
-  // Those with the least room that does for the step.
-  const MixedGraphs& GraphsFor(const StepInput& input) const;
+  // Those with the least room that does for the step; the pass is not audited.
+  const StepGraphs& GraphsFor(Pass pass, const StepInput& input) const;
   // Fills and uploads the step arrays. Returns the pass that the step needs.
   Pass FillStep(const StepInput& input, std::span<const int32_t> logit_rows);
   // Tells the penalties of a slot that a token was generated which this runner did not sample: a
@@ -144,9 +144,8 @@ class LlamaRunner : public Runner {
   double audit_rate_ = 0;
   uint64_t decode_steps_ = 0;
 
-  std::unique_ptr<Graph> decode_graph_, audited_graph_;  // with sampling
-  std::unique_ptr<Graph> decode_logits_graph_;           // without
-  std::vector<MixedGraphs> mixed_graphs_;                // ascending in rows
+  std::vector<StepGraphs> decode_graphs_, mixed_graphs_;  // ascending in rows
+  std::unique_ptr<Graph> audited_graph_;                  // with sampling
 };
 
 }  // namespace lserve

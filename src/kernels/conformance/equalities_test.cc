@@ -44,6 +44,23 @@ TEST_P(Equalities, PagePlacementChangesNothing) {
   }
 }
 
+// Pages more than 2^31 elements from the pool's start.
+TEST_P(Equalities, DistantPagesChangeNothing) {
+  constexpr int64_t kUnusedBytes = (int64_t{1} << 32) + 12345;
+  for (const size_t shape_index : {1u, 8u}) {
+    const LayerShape shape = Shape(shape_index);
+    const std::vector<Step> schedule = RandomSchedule(Sequences(), 11);
+    Layer near = MakeLayer(shape);
+    near.Run(schedule);
+    Layer distant(*backend_, shape, dtype(), RandomData(5), 640, 1, kUnusedBytes);
+    distant.Run(schedule);
+    EXPECT_TRUE(Identical(distant.record(), near.record())) << shape;
+    for (int32_t s = 0; s < 3; ++s) {
+      EXPECT_TRUE(Identical(distant.Pages(s), near.Pages(s))) << shape;
+    }
+  }
+}
+
 TEST_P(Equalities, ChunkingChangesNothing) {
   for (const size_t shape_index : {2u, 3u, 4u, 9u}) {
     const LayerShape shape = Shape(shape_index);

@@ -98,13 +98,13 @@ std::vector<T> DeviceArray<T>::Download(int64_t first, int64_t count) const {
 }
 
 template <typename T>
-void DeviceArray<T>::Poison() {
-  if (size_ == 0) {
+void DeviceArray<T>::Poison(int64_t first) {
+  if (size_ == first) {
     return;
   }
-  std::vector<T> poison(static_cast<size_t>(size_));
+  std::vector<T> poison(static_cast<size_t>(size_ - first));
   std::memset(static_cast<void*>(poison.data()), 0xFF, poison.size() * sizeof(T));
-  Upload(poison);
+  Upload(poison, first);
 }
 
 template class DeviceArray<float>;

@@ -70,8 +70,8 @@ class DeviceArray {
   int64_t size() const { return size_; }
   void Upload(std::span<const T> values, int64_t first = 0);
   std::vector<T> Download(int64_t first = 0, int64_t count = -1) const;
-  // Every byte 0xFF: NaN as bf16 and float32, -1 as an integer.
-  void Poison();
+  // Every byte from element `first` on 0xFF: NaN as bf16 and float32, -1 as an integer.
+  void Poison(int64_t first = 0);
 
  private:
   Backend* backend_;
@@ -206,9 +206,10 @@ class Layer {
   static constexpr int32_t kMaxRows = 640;
   static constexpr int32_t kSlots = 8;
 
-  // Slots and physical pages are dealt in an order that `placement` decides.
+  // Slots and physical pages are dealt in an order that `placement` decides; no page lies in a
+  // pool's first `unused_bytes`.
   Layer(Backend& backend, const LayerShape& shape, DType dtype, TokenData data,
-        int32_t max_tokens = 1088, uint64_t placement = 1);
+        int32_t max_tokens = 1088, uint64_t placement = 1, int64_t unused_bytes = 0);
 
   void Run(const Step& step);
   void Run(const std::vector<Step>& schedule);
@@ -265,6 +266,7 @@ class Layer {
   int32_t max_pages_;
   std::unique_ptr<Stream> stream_;
   KvPageLayout retrieval_layout_, streaming_layout_;
+  int32_t first_page_, first_ring_page_;                          // of the pools
   std::vector<int32_t> free_slots_, free_retrieval_, free_ring_;  // dealt from the back
   std::map<int32_t, Sequence> sequences_;
   Record record_;

@@ -15,9 +15,9 @@ constexpr int32_t kFirstList = 2;
 constexpr int32_t kListsAfter = 1;
 constexpr int32_t kUntouched = -12345;
 
-std::vector<int32_t> Shuffled(int32_t size, uint64_t seed) {
+std::vector<int32_t> Shuffled(int32_t size, uint64_t seed, int32_t first = 0) {
   std::vector<int32_t> values(static_cast<size_t>(size));
-  std::iota(values.begin(), values.end(), 0);
+  std::iota(values.begin(), values.end(), first);
   std::mt19937_64 generator(seed);
   std::shuffle(values.begin(), values.end(), generator);
   return values;
@@ -49,6 +49,13 @@ std::vector<float> Frequencies(const LayerShape& shape) {
 
 KvFormat FormatOf(const LayerShape& shape, DType dtype) {
   return dtype == DType::kFloat32 ? KvFormat::kFloat32 : shape.format;
+}
+
+// The first page behind `bytes`; lanes without heads have pages without bytes.
+int32_t PageBehind(int64_t bytes, const KvPageLayout& layout) {
+  return layout.heads == 0
+             ? 0
+             : static_cast<int32_t>((bytes + layout.page_bytes() - 1) / layout.page_bytes());
 }
 
 int64_t MaxChunkPages() { return Layer::kMaxRows / kPageTokens + 2 * Layer::kSlots; }
@@ -152,7 +159,7 @@ std::vector<Step> PlainSchedule(const std::vector<SequenceLengths>& sequences, i
 }
 
 Layer::Layer(Backend& backend, const LayerShape& shape, DType dtype, TokenData data,
-             int32_t max_tokens, uint64_t placement)
+             int32_t max_tokens, uint64_t placement, int64_t unused_bytes)
     : backend_(backend),
       shape_(shape),
       dtype_(dtype),
@@ -164,13 +171,16 @@ Layer::Layer(Backend& backend, const LayerShape& shape, DType dtype, TokenData d
                            shape.policy.token_budget > 0 ? shape.score : PageScore::kNone)),
       streaming_layout_(MakeKvPageLayout(shape.streaming_heads, shape.head_dim,
                                          OpenFormat(FormatOf(shape, dtype)), PageScore::kNone)),
+      first_page_(PageBehind(unused_bytes, retrieval_layout_)),
+      first_ring_page_(PageBehind(unused_bytes, streaming_layout_)),
       free_slots_(Shuffled(kSlots, placement)),
-      free_retrieval_(Shuffled(kSlots * max_pages_ + 3, placement + 1)),
-      free_ring_(Shuffled(kSlots * RingEntries(shape) + 3, placement + 2)),
+      free_retrieval_(Shuffled(kSlots * max_pages_ + 3, placement + 1, first_page_)),
+      free_ring_(Shuffled(kSlots * RingEntries(shape) + 3, placement + 2, first_ring_page_)),
       batch_(backend, kMaxRows, kSlots),
-      pages_(backend, (kSlots * max_pages_ + 3) * retrieval_layout_.page_bytes()),
+      pages_(backend, (first_page_ + kSlots * max_pages_ + 3) * retrieval_layout_.page_bytes()),
       open_(backend, kSlots * retrieval_layout_.open().page_bytes()),
-      ring_(backend, (kSlots * RingEntries(shape) + 3) * streaming_layout_.page_bytes()),
+      ring_(backend,
+            (first_ring_page_ + kSlots * RingEntries(shape) + 3) * streaming_layout_.page_bytes()),
       chunk_(backend, MaxChunkPages() * streaming_layout_.page_bytes()),
       retrieval_chunk_(backend, MaxChunkPages() * retrieval_layout_.open().page_bytes()),
       table_(backend, int64_t{kSlots} * max_pages_),
@@ -192,9 +202,10 @@ Layer::Layer(Backend& backend, const LayerShape& shape, DType dtype, TokenData d
       norm_(backend, dtype, 2 * shape.head_dim),
       list_queries_(backend, dtype,
                     int64_t{kSlots} * ListStride(shape) * shape.group * shape.head_dim) {
-  for (DeviceArray<uint8_t>* pool : {&pages_, &open_, &ring_, &chunk_}) {
-    pool->Poison();
-  }
+  pages_.Poison(first_page_ * retrieval_layout_.page_bytes());
+  ring_.Poison(first_ring_page_ * streaming_layout_.page_bytes());
+  open_.Poison();
+  chunk_.Poison();
   unit_counts_.Upload(std::vector<int32_t>(static_cast<size_t>(unit_counts_.size()), kUntouched));
   units_.Upload(std::vector<int32_t>(static_cast<size_t>(units_.size()), kUntouched));
   lists_made_.Upload(std::vector<int64_t>(static_cast<size_t>(lists_made_.size()), 0));

@@ -13,48 +13,63 @@ constexpr int32_t kCombineThreads = 128;
 __global__ void __launch_bounds__(kCombineThreads)
     CombineSegmentsKernel(const __grid_constant__ AttendDecodeParams params) {
   __shared__ float weights[kMaxSegments];
-  __shared__ float partial[kCombineThreads / kWarpLanes];
+  __shared__ float partial[2][kCombineThreads / kWarpLanes];
   __shared__ float4 sums[kCombineThreads];
+  LetNextKernelStart();
   const DecodeShape shape(params);
   const auto q_head = static_cast<int32_t>(blockIdx.x);
   const auto row = static_cast<int32_t>(blockIdx.y);
-  if (row >= params.batch.counts[kDecodeRows]) {
+  const bool exists = row < params.batch.counts[kDecodeRows];
+  WaitForEarlierKernels();
+  if (!exists) {
     return;
   }
   const auto thread = static_cast<int32_t>(threadIdx.x);
-  const UnitWalk walk(params, row, q_head / params.group);
-  const int32_t segments = shape.Segments(walk.size());
+  // How many segments there are stands in the first; the others' heads come at the same time.
+  constexpr int32_t kHeads = kMaxSegments / kCombineThreads;
+  float4 heads[kHeads];
+#pragma unroll
+  for (int32_t i = 0; i < kHeads; ++i) {
+    const int32_t s = i * kCombineThreads + thread;
+    heads[i] = s < shape.max_segments
+                   ? *reinterpret_cast<const float4*>(DecodeRecord(params, shape, row, q_head, s))
+                   : float4{};
+  }
+  const auto segments = static_cast<int32_t>(DecodeRecord(params, shape, row, q_head, 0)[2]);
 
   float highest = -INFINITY;
-  for (int32_t s = thread; s < segments; s += kCombineThreads) {
-    highest = fmaxf(highest, DecodeRecord(params, shape, row, q_head, s)[0]);
+#pragma unroll
+  for (int32_t i = 0; i < kHeads; ++i) {
+    highest = i * kCombineThreads + thread < segments ? fmaxf(highest, heads[i].x) : highest;
   }
   highest = MaxOverLanes<31>(highest);
   if (thread % kWarpLanes == 0) {
-    partial[thread / kWarpLanes] = highest;
+    partial[0][thread / kWarpLanes] = highest;
   }
   __syncthreads();
 #pragma unroll
   for (int32_t warp = 0; warp < kCombineThreads / kWarpLanes; ++warp) {
-    highest = fmaxf(highest, partial[warp]);
+    highest = fmaxf(highest, partial[0][warp]);
   }
   const float base = highest == -INFINITY ? 0.0f : highest;
-  __syncthreads();
   float sum = 0.0f;
-  for (int32_t s = thread; s < segments; s += kCombineThreads) {
-    const float* record = DecodeRecord(params, shape, row, q_head, s);
-    weights[s] = Exp2(record[0] - base);
-    sum += weights[s] * record[1];
+#pragma unroll
+  for (int32_t i = 0; i < kHeads; ++i) {
+    const int32_t s = i * kCombineThreads + thread;
+    if (s < segments) {
+      weights[s] = Exp2(heads[i].x - base);
+      sum += weights[s] * heads[i].y;
+    }
   }
   sum = SumOverLanes<31>(sum);
   if (thread % kWarpLanes == 0) {
-    partial[thread / kWarpLanes] = sum;
+    partial[1][thread / kWarpLanes] = sum;
   }
   __syncthreads();
   sum = 0.0f;
 #pragma unroll
   for (int32_t warp = 0; warp < kCombineThreads / kWarpLanes; ++warp) {
-    sum += partial[warp];
+    sum += partial[1][warp];
   }
 
   const int32_t fours = shape.padded_head_dim / 4;  // 8 to 64
@@ -127,10 +142,10 @@ void AttendDecode(const AttendDecodeParams& params, cudaStream_t stream) {
   } else {
     LaunchAttendDecode<256>(params, stream);
   }
-  Launch("attend_decode", CombineSegmentsKernel,
-         dim3(static_cast<unsigned>(params.q_heads),
-              static_cast<unsigned>(params.batch.max_decode_rows)),
-         kCombineThreads, 0, stream, params);
+  LaunchDependent("attend_decode", CombineSegmentsKernel,
+                  dim3(static_cast<unsigned>(params.q_heads),
+                       static_cast<unsigned>(params.batch.max_decode_rows)),
+                  kCombineThreads, 0, stream, params);
 }
 
 int64_t AttendDecodeWorkspace(const AttendDecodeParams& params) {

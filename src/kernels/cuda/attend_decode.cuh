@@ -77,7 +77,7 @@ struct DecodeShape {
   int32_t passes;           // items that share a segment's keys
   int32_t wanted_segments;  // of a long list
   int32_t max_segments;     // of any list, at most wanted_segments
-  int32_t record_floats;    // (maximum, sum, -, -), then the output
+  int32_t record_floats;    // (maximum, sum, how many segments there are, -), then the output
 };
 
 // Where the record of (row, query head, segment) lies; maxima are of scores in powers of two.
@@ -514,7 +514,7 @@ class DecodeWarp {
 template <int32_t kDim>
 __device__ void MergeWarps(const AttendDecodeParams& params, const DecodeShape& shape,
                            const float* merge, int32_t row, int32_t q_head, int32_t queries,
-                           int32_t segment) {
+                           int32_t segment, int32_t segments) {
   constexpr int32_t kStride = DecodeStages<kDim>::kOutputStride;
   const float* outputs = merge + kDecodeWarps * kDecodeQueries * 2;
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i < queries * shape.padded_head_dim;
@@ -541,6 +541,7 @@ __device__ void MergeWarps(const AttendDecodeParams& params, const DecodeShape& 
     if (d == 0) {
       record[0] = highest;
       record[1] = sum;
+      record[2] = static_cast<float>(segments);
     }
   }
 }
@@ -557,6 +558,7 @@ __global__ void __launch_bounds__(kDecodeThreads)
   const int32_t warp = thread / kWarpLanes;
   const int32_t retrieval_heads = params.retrieval.layout.heads;
   const int32_t pairs = params.batch.counts[kDecodeRows] * shape.kv_heads;
+  WaitForEarlierKernels();
 
   const auto items_of = [&](int32_t pair) {
     const UnitWalk walk(params, pair / shape.kv_heads, pair % shape.kv_heads);
@@ -635,11 +637,13 @@ __global__ void __launch_bounds__(kDecodeThreads)
       }
       WaitCopies<0>();
     }
+    LetNextKernelStart();
     __syncthreads();
     auto* merge = reinterpret_cast<float*>(stages);
     attention.Write(warp, merge);
     __syncthreads();
-    MergeWarps<kDim>(params, shape, merge, row, q_head, queries, segment);
+    MergeWarps<kDim>(params, shape, merge, row, q_head, queries, segment,
+                     shape.Segments(walk.size()));
   });
 }
 
@@ -657,8 +661,9 @@ void LaunchAttendDecode(const AttendDecodeParams& params, cudaStream_t stream);
     const auto kernel = !layout.boxed() || layout.heads == 0 ? AttendDecodeKernel<kDim, 0>        \
                         : layout.value_bits() == 8           ? AttendDecodeKernel<kDim, 8>        \
                                                              : AttendDecodeKernel<kDim, 4>;                 \
-    Launch("attend_decode", kernel, dim3(static_cast<unsigned>(PersistentBlocks(items, 2))),      \
-           kDecodeThreads, DecodeStages<kDim>::kBytes, stream, params);                           \
+    LaunchDependent("attend_decode", kernel,                                                      \
+                    dim3(static_cast<unsigned>(PersistentBlocks(items, 2))), kDecodeThreads,      \
+                    DecodeStages<kDim>::kBytes, stream, params);                                  \
   }
 
 }  // namespace lserve::cuda

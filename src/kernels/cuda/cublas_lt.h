@@ -22,7 +22,7 @@ struct CublasLtProduct {
   const void* input;
   const void* weight;
   const void* bias;  // [columns], or null
-  bool accumulate;   // output += product
+  bool accumulate;   // output += product, which may be rounded to output_dtype first
   void* output;
   DType output_dtype;
   void* workspace;  // kCublasLtWorkspace bytes
@@ -30,8 +30,9 @@ struct CublasLtProduct {
 
 bool HasCublasLt();
 
-// Appends the product; a sum is in one order, whatever the row. CHECKs that the library takes it:
-// depth, columns and weight_stride are multiples of 8, and a bias goes with a bf16 output.
+// Appends the product; a sum is in one order, whatever the row and the number of rows. CHECKs that
+// the library takes it: depth, columns and weight_stride are multiples of 8, and a bias goes with a
+// bf16 output.
 void MultiplyByCublasLt(const CublasLtProduct& product, cudaStream_t stream);
 
 }  // namespace lserve::cuda

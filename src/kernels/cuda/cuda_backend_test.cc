@@ -112,5 +112,38 @@ TEST_F(CudaBackendTest, ARecordedStepFollowsTheArrays) {
   }
 }
 
+// In a process of its own, because a device that has failed stays failed in this one.
+TEST_F(CudaBackendTest, AFailedDeviceIsToldAndNothingAborts) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto fail = [&] {
+    TestBatch batch(*backend_, *stream_, 1);
+    batch.Set(1, 0);
+    const Buffer output = backend_->Allocate(64).value();
+    EmbedRowsParams params{};
+    params.batch = batch.view();
+    params.table = reinterpret_cast<const void*>(uintptr_t{64});  // nobody's memory
+    params.table_dtype = DType::kBFloat16;
+    params.last_token = batch.view().row_slot;
+    params.output = output.data();
+    params.dtype = DType::kBFloat16;
+    params.vocab_size = 1;
+    params.hidden = 8;
+    backend_->ops().embed_rows.run(*stream_, params);
+    const Status failed = stream_->Synchronize();
+    // What comes after runs nothing and says the same.
+    backend_->ops().embed_rows.run(*stream_, params);
+    backend_->Zero(output.data(), 64, *stream_);
+    const Status still = stream_->Synchronize();
+    const bool allocates = backend_->Allocate(1 << 20).ok();
+    std::fprintf(stderr, "first: %s; then: %s\n", std::string(failed.message()).c_str(),
+                 std::string(still.message()).c_str());
+    std::_Exit(failed.code() == StatusCode::kInternal && still.code() == StatusCode::kInternal &&
+                       !allocates
+                   ? 7
+                   : 1);
+  };
+  EXPECT_EXIT(fail(), testing::ExitedWithCode(7), "first: .*illegal.*then: .*illegal");
+}
+
 }  // namespace
 }  // namespace lserve::cuda

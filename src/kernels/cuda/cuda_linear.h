@@ -8,13 +8,11 @@
 
 #include "base/status.h"
 #include "kernels/backend.h"
+#include "kernels/cuda/linear_kernels.h"
 #include "kernels/cuda/stream.h"
 #include "tensor/buffer.h"
 
 namespace lserve::cuda {
-
-inline constexpr int32_t kLinearRowMultiple = 16;    // packed rows are padded to it
-inline constexpr int32_t kLinearDepthMultiple = 32;  // and their elements
 
 // bf16 [packed rows][padded depth], row-major as in the checkpoint; padding is zero. With
 // fused_silu, eight rows of the gate alternate with the same eight of up, so that the two sums of

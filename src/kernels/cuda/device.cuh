@@ -14,13 +14,53 @@ namespace lserve::cuda {
 
 inline constexpr int32_t kWarpThreads = 32;
 
-// After every launch; the error of an earlier kernel that failed shows here too.
+// After every launch: what was launched must be something that this device can run. The failure of
+// an earlier kernel, or of the device, shows here too; it stays, and Stream::Synchronize tells it.
 inline void CheckLaunch(const char* op) {
   const cudaError_t error = cudaGetLastError();
-  CHECK_MSG(error == cudaSuccess, "{}: {}", op, cudaGetErrorString(error));
+  const bool impossible =
+      error == cudaErrorInvalidValue || error == cudaErrorInvalidConfiguration ||
+      error == cudaErrorInvalidDeviceFunction || error == cudaErrorLaunchOutOfResources ||
+      error == cudaErrorNoKernelImageForDevice;
+  CHECK_MSG(!impossible, "{}: {}", op, cudaGetErrorString(error));
 }
 
 constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// ---- Programmatic dependent launch (compute capability 9.0 and later; below it both do nothing)
+//
+// A kernel launched by LaunchDependent may start while the kernel before it in the stream still
+// runs: as soon as every block of that one has called LetNextKernelStart() or has ended. So each
+// block first calls WaitForEarlierKernels(), which returns when the kernel before has ended and
+// what it wrote can be read. A kernel ends after its blocks and these after their wait, so the
+// kernels before that one have ended too: by induction there is nothing earlier left to read from
+// or to overwrite under. That holds only if every block waits, also one that has nothing to do.
+//
+// Before its wait a block may read what no kernel writes while a step runs: its parameters, weights
+// (a packed weight is complete when PackLinear returns), the arrays of the batch and the prompts'
+// lengths, which copies bring; a copy waits for the kernels before it and holds up those behind it,
+// as does a kernel of a library or one launched by Launch().
+
+__device__ __forceinline__ void WaitForEarlierKernels() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The next kernel's blocks take only what room the blocks of this kernel, which all have begun,
+// leave. A kernel of little work calls this first; one that reads much calls it when its loads are
+// under way, so that what the next kernel loads before its wait does not come between them.
+__device__ __forceinline__ void LetNextKernelStart() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// How a kernel begins that has nothing to do before its wait.
+__device__ __forceinline__ void BeginDependentKernel() {
+  LetNextKernelStart();
+  WaitForEarlierKernels();
+}
 
 // ---- Rows
 

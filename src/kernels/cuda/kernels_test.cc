@@ -104,25 +104,115 @@ TEST_F(CudaKernelsTest, LinearLayersOfRealShapes) {
           const int32_t column = sample == 0   ? 0
                                  : sample == 1 ? columns - 1
                                                : static_cast<int32_t>(random() % columns);
-          double want = product(row, column);
+          const double sum = product(row, column);
+          double want = sum;
+          double rounded_first = 0.0;  // what rounding the product may move, over the rounding
           if (c.epilogue == Epilogue::kSiluMul) {
-            want = want / (1.0 + std::exp(-want)) * product(row, columns + column);
+            const double up = product(row, columns + column);
+            want = sum / (1.0 + std::exp(-sum)) * up;
+            rounded_first = std::abs(want) + 1.1 * std::abs(sum * up);  // |silu'| < 1.1
           } else if (c.epilogue == Epilogue::kBias) {
             want += as_double(bias[static_cast<size_t>(column)]);
           } else if (c.epilogue == Epilogue::kResidual) {
             want += as_double(before[static_cast<size_t>(int64_t{row} * columns + column)]);
+            rounded_first = std::abs(sum);
           }
+          const double bound = std::abs(want) + (row < decode ? 0.0 : rounded_first);
           // A sum of k products of uniform numbers is sqrt(k) / 3 or so.
           const double scale = std::sqrt(static_cast<double>(c.k)) / 3.0;
           const double rounding = c.output_dtype == DType::kFloat32 ? 0x1p-18 : 0x1p-8;
           const double size = c.epilogue == Epilogue::kSiluMul ? scale * scale : scale;
           EXPECT_NEAR(static_cast<double>(got[static_cast<size_t>(column)]), want,
-                      rounding * std::abs(want) + 0x1p-17 * size)
+                      rounding * bound + 0x1p-17 * size)
               << c.n << " x " << c.k << ", epilogue " << static_cast<int>(c.epilogue) << ", row "
               << row << " of " << decode << " and " << prefill << ", column " << column;
         }
       }
     }
+  }
+}
+
+// A weight whose offsets do not fit into 32 bits: its last rows are computed, not others.
+TEST_F(CudaKernelsTest, LinearLayerOfMoreThan31BitsOfElements) {
+  constexpr int64_t kDepth = 16400;
+  constexpr int64_t kOutputs = 131'072;
+  static_assert(kDepth * kOutputs > int64_t{1} << 31);
+  const std::vector<BFloat16> period = Values(1, 1'000'003);  // so that no two rows are alike
+  std::vector<BFloat16> weight(static_cast<size_t>(kDepth * kOutputs));
+  for (size_t i = 0; i < weight.size(); i += period.size()) {
+    std::copy_n(period.begin(), std::min(period.size(), weight.size() - i),
+                weight.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+  const std::unique_ptr<PackedLinear> packed =
+      backend_
+          ->PackLinear({weight.data(), DType::kBFloat16, kOutputs, kDepth}, DType::kBFloat16, false)
+          .value();
+  const std::vector<BFloat16> input = Values(2, 300 * kDepth);
+  const Buffer device_input = Upload(input);
+  for (const int32_t room : {8, 200, 300}) {  // each has a kernel for prefill rows
+    TestBatch batch(*backend_, *stream_, room);
+    batch.Set(3, room - 3);
+    const Buffer output =
+        backend_->Allocate((room + kRowSlack) * kOutputs * static_cast<int64_t>(sizeof(BFloat16)))
+            .value();
+    LinearParams params{};
+    params.batch = batch.view();
+    params.weight = packed.get();
+    params.input = device_input.data();
+    params.output = output.data();
+    params.dtype = params.output_dtype = DType::kBFloat16;
+    const Buffer workspace =
+        backend_->Allocate(backend_->ops().linear.workspace_bytes(params)).value();
+    params.workspace = workspace.data();
+    backend_->ops().linear.run(*stream_, params);
+    for (const int64_t row : {0, 2, room - 1}) {
+      const auto got = Download<BFloat16>(output, kOutputs, row * kOutputs);
+      for (const int64_t column : {int64_t{0}, kOutputs / 2, kOutputs - 9, kOutputs - 1}) {
+        double want = 0.0;
+        for (int64_t i = 0; i < kDepth; ++i) {
+          want += static_cast<double>(ToFloat(input[static_cast<size_t>(row * kDepth + i)])) *
+                  static_cast<double>(ToFloat(weight[static_cast<size_t>(column * kDepth + i)]));
+        }
+        EXPECT_NEAR(static_cast<double>(ToFloat(got[static_cast<size_t>(column)])), want,
+                    0x1p-8 * std::abs(want) + 0x1p-17 * std::sqrt(kDepth))
+            << "row " << row << ", column " << column << ", room for " << room;
+      }
+    }
+  }
+}
+
+// Steps of different sizes are recorded apart, so the room of a step must not show in its rows.
+TEST_F(CudaKernelsTest, DecodeRowsAreTheSameWhateverTheRoom) {
+  constexpr int32_t kOutputs = 4000;
+  constexpr int32_t kDepth = 1100;
+  const std::vector<BFloat16> weight = Values(1, int64_t{kOutputs} * kDepth);
+  const std::unique_ptr<PackedLinear> packed =
+      backend_
+          ->PackLinear({weight.data(), DType::kBFloat16, kOutputs, kDepth}, DType::kBFloat16, false)
+          .value();
+  const Buffer input = Upload(Values(2, int64_t{400} * kDepth));
+  std::vector<float> first;
+  for (const int32_t room : {1, 2, 8, 9, 16, 17, 32, 33, 300}) {
+    TestBatch batch(*backend_, *stream_, room);
+    batch.Set(std::min(room, 40), 0);
+    const Buffer output = backend_->Allocate((room + kRowSlack) * int64_t{kOutputs} * 4).value();
+    LinearParams params{};
+    params.batch = batch.view();
+    params.weight = packed.get();
+    params.input = input.data();
+    params.output = output.data();
+    params.dtype = DType::kBFloat16;
+    params.output_dtype = DType::kFloat32;
+    const Buffer workspace =
+        backend_->Allocate(backend_->ops().linear.workspace_bytes(params)).value();
+    params.workspace = workspace.data();
+    backend_->ops().linear.run(*stream_, params);
+    const std::vector<float> row = Download<float>(output, kOutputs);
+    if (first.empty()) {
+      first = row;
+      EXPECT_NE(row, std::vector<float>(kOutputs, 0.0f));
+    }
+    EXPECT_EQ(row, first) << "room for " << room;
   }
 }
 

@@ -1,8 +1,9 @@
-// Launching the kernels of the attention operations. Host functions; thread-safe.
+// Launching kernels. Host functions; thread-safe.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 #include <type_traits>
 
 #include "kernels/cuda/device.cuh"
@@ -34,18 +35,59 @@ inline int32_t PersistentBlocks(int64_t most, int32_t blocks_per_multiprocessor)
       std::clamp<int64_t>(most, 1, int64_t{Multiprocessors()} * blocks_per_multiprocessor));
 }
 
+// Whether the current device starts a kernel before the one in front of it has ended.
+inline bool HasDependentLaunch() {
+  static const bool has = [] {
+    int device = 0;
+    int major = 0;
+    CHECK(cudaGetDevice(&device) == cudaSuccess);
+    CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess);
+    return major >= 9;
+  }();
+  return has;
+}
+
+// How a kernel is launched: `attributes` of its configuration.
 template <typename... Args>
-void Launch(const char* op, void (*kernel)(Args...), dim3 grid, int32_t threads,
-            int64_t shared_bytes, cudaStream_t stream, const std::type_identity_t<Args>&... args) {
+void LaunchWith(std::span<const cudaLaunchAttribute> attributes, const char* op,
+                void (*kernel)(Args...), dim3 grid, int32_t threads, int64_t shared_bytes,
+                cudaStream_t stream, const std::type_identity_t<Args>&... args) {
   // Without leave a block gets 48 KiB, of which the kernel's static arrays take their part.
   if (shared_bytes > 32 * 1024) {
     CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared_bytes)) == cudaSuccess);
   }
-  kernel<<<grid, static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes), stream>>>(
-      args...);
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  config.attrs = const_cast<cudaLaunchAttribute*>(attributes.data());
+  config.numAttrs = static_cast<unsigned>(attributes.size());
+  cudaLaunchKernelEx(&config, kernel, args...);
   CheckLaunch(op);
+}
+
+// A kernel that begins when everything before it in the stream has ended.
+template <typename... Args>
+void Launch(const char* op, void (*kernel)(Args...), dim3 grid, int32_t threads,
+            int64_t shared_bytes, cudaStream_t stream, const std::type_identity_t<Args>&... args) {
+  LaunchWith({}, op, kernel, grid, threads, shared_bytes, stream, args...);
+}
+
+// A kernel of a decode step, which calls WaitForEarlierKernels() (device.cuh). A recording keeps
+// this as a programmatic edge from the kernel before; behind a copy, or where the device has no
+// such launch, it is a launch like any other.
+template <typename... Args>
+void LaunchDependent(const char* op, void (*kernel)(Args...), dim3 grid, int32_t threads,
+                     int64_t shared_bytes, cudaStream_t stream,
+                     const std::type_identity_t<Args>&... args) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  LaunchWith({&early, HasDependentLaunch() ? size_t{1} : size_t{0}}, op, kernel, grid, threads,
+             shared_bytes, stream, args...);
 }
 
 }  // namespace lserve::cuda

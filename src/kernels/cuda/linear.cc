@@ -1,7 +1,8 @@
 // Linear: which kernel computes which rows. Decode and logit rows have one kernel; prefill rows
 // have cuBLASLt where a step has room for many, and tiles of our own for every shape. A library
 // takes the number of rows from the host, so it computes all that there can be; what it leaves in
-// the decode rows is put right behind it.
+// the decode rows is put right behind it. It rounds a product to bf16 before a residual or SiLU
+// gets it, as ops.h allows.
 #include "base/check.h"
 #include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/cuda_linear.h"
@@ -39,7 +40,7 @@ int64_t ScratchBytes(const LinearParams& params) {
   switch (params.epilogue) {
     case Epilogue::kSiluMul:
       return int64_t{params.batch.max_rows} * WeightOf(params).packed_rows() *
-             static_cast<int64_t>(sizeof(float));
+             static_cast<int64_t>(sizeof(BFloat16));
     case Epilogue::kResidual:
       return params.batch.max_decode_rows * Columns(params) * DTypeBytes(params.output_dtype);
     default: return 0;
@@ -65,13 +66,13 @@ void PrefillRowsByCublasLt(const LinearParams& params, const LinearArguments& ar
                       .bias = params.bias,
                       .accumulate = residual,
                       .output = silu ? scratch : params.output,
-                      .output_dtype = silu ? DType::kFloat32 : params.output_dtype,
+                      .output_dtype = params.output_dtype,
                       .workspace = params.workspace},
                      stream);
   if (residual) {
     CopyDecodeRows(params.batch, scratch, params.output, row_bytes, stream);
   } else if (silu) {
-    LinearSiluMul(arguments, static_cast<const float*>(scratch), stream);
+    LinearSiluMul(arguments, scratch, stream);
   }
 }
 

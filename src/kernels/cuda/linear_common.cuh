@@ -33,21 +33,35 @@ __device__ float ToOutputFloat(Output x) {
   }
 }
 
+// What the epilogue adds to a sum: the bias, or what the output holds.
+template <typename Output>
+__device__ float Addend(const LinearArguments& arguments, int64_t row, int32_t column) {
+  if (arguments.epilogue == Epilogue::kBias) {
+    return __bfloat162float(arguments.bias[column]);
+  }
+  if (arguments.epilogue == Epilogue::kResidual) {
+    return ToOutputFloat(
+        static_cast<const Output*>(arguments.output)[row * arguments.columns + column]);
+  }
+  return 0.0f;
+}
+
+template <typename Output>
+__device__ void StoreOutput(const LinearArguments& arguments, int64_t row, int32_t column,
+                            float x) {
+  Output& output = static_cast<Output*>(arguments.output)[row * arguments.columns + column];
+  if constexpr (sizeof(Output) == sizeof(float)) {
+    output = x;
+  } else {
+    output = __float2bfloat16_rn(x);
+  }
+}
+
 // Writes one output; `sum` has gone through SiLU if there is one.
 template <typename Output>
 __device__ void FinishOutput(const LinearArguments& arguments, int64_t row, int32_t column,
                              float sum) {
-  Output& output = static_cast<Output*>(arguments.output)[row * arguments.columns + column];
-  if (arguments.epilogue == Epilogue::kBias) {
-    sum += __bfloat162float(arguments.bias[column]);
-  } else if (arguments.epilogue == Epilogue::kResidual) {
-    sum += ToOutputFloat(output);
-  }
-  if constexpr (sizeof(Output) == sizeof(float)) {
-    output = sum;
-  } else {
-    output = __float2bfloat16_rn(sum);
-  }
+  StoreOutput<Output>(arguments, row, column, sum + Addend<Output>(arguments, row, column));
 }
 
 // Calls function.operator()<Output>() with the type of `dtype`.

@@ -11,7 +11,7 @@ constexpr int32_t kColumns = 8;  // a thread's
 
 // Blocks (row, columns). Sums come in eights of the gate and eights of up.
 __global__ void __launch_bounds__(kThreads)
-    SiluMulKernel(const __grid_constant__ LinearArguments arguments, const float* sums) {
+    SiluMulKernel(const __grid_constant__ LinearArguments arguments, const uint4* sums) {
   if (static_cast<int32_t>(blockIdx.x) >= arguments.counts[kPrefillRows]) {
     return;
   }
@@ -20,21 +20,15 @@ __global__ void __launch_bounds__(kThreads)
   if (column >= arguments.columns) {
     return;
   }
-  const auto* from =
-      reinterpret_cast<const float4*>(sums + row * arguments.packed_rows + 2 * column);
-  float x[16];
-#pragma unroll
-  for (int32_t i = 0; i < 4; ++i) {
-    const float4 four = from[i];
-    x[4 * i] = four.x;
-    x[4 * i + 1] = four.y;
-    x[4 * i + 2] = four.z;
-    x[4 * i + 3] = four.w;
-  }
+  const uint4* from = sums + (row * arguments.packed_rows + 2 * column) / kColumns;
+  float gate[kColumns];
+  float up[kColumns];
+  Unpack8(from[0], gate);
+  Unpack8(from[1], up);
   float y[kColumns];
 #pragma unroll
   for (int32_t i = 0; i < kColumns; ++i) {
-    y[i] = Silu(x[i]) * x[kColumns + i];
+    y[i] = Silu(gate[i]) * up[i];
   }
   auto* to = static_cast<__nv_bfloat16*>(arguments.output) + row * arguments.columns + column;
   *reinterpret_cast<uint4*>(to) = Pack8(y);
@@ -53,10 +47,11 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void LinearSiluMul(const LinearArguments& arguments, const float* sums, cudaStream_t stream) {
+void LinearSiluMul(const LinearArguments& arguments, const void* sums, cudaStream_t stream) {
   const dim3 grid(static_cast<uint32_t>(arguments.max_rows),
                   static_cast<uint32_t>(CeilDiv(arguments.columns, kColumns * kThreads)));
-  Launch("linear, silu", SiluMulKernel, grid, kThreads, 0, stream, arguments, sums);
+  Launch("linear, silu", SiluMulKernel, grid, kThreads, 0, stream, arguments,
+         static_cast<const uint4*>(sums));
 }
 
 void CopyDecodeRows(const BatchView& batch, const void* from, void* to, int64_t row_bytes,

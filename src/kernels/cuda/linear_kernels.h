@@ -10,6 +10,9 @@
 
 namespace lserve::cuda {
 
+inline constexpr int32_t kLinearRowMultiple = 16;    // packed rows are padded to it
+inline constexpr int32_t kLinearDepthMultiple = 64;  // and their elements
+
 // output = epilogue(input * weight^T), with the weight as CudaLinear packs it.
 struct LinearArguments {
   const int32_t* counts;        // of the batch
@@ -32,8 +35,8 @@ void LinearRows(const LinearArguments& arguments, DType output_dtype, cudaStream
 void LinearTiles(const LinearArguments& arguments, DType output_dtype, cudaStream_t stream);
 
 // What a library's product leaves to do (linear_finish.cu). The prefill rows of sums [max_rows,
-// packed_rows], gate and up, to a bf16 output; columns are a multiple of 8.
-void LinearSiluMul(const LinearArguments& arguments, const float* sums, cudaStream_t stream);
+// packed_rows], gate and up in bf16, to a bf16 output; columns are a multiple of 8.
+void LinearSiluMul(const LinearArguments& arguments, const void* sums, cudaStream_t stream);
 // Copies the decode rows of [max_rows, row_bytes], of which there are at most max_decode_rows;
 // row_bytes is a multiple of 16.
 void CopyDecodeRows(const BatchView& batch, const void* from, void* to, int64_t row_bytes,

@@ -1,12 +1,17 @@
 // output[r, :] = epilogue(weight * input[r, :]) for few rows: every weight is read once for each 32
-// rows, and nothing else matters. A block computes 16 packed rows of the weight; its warps take
-// turns along the depth, 32 elements at a time, and add up in shared memory in the order of the
-// warps. The weight goes from memory to the registers of the tensor cores as it lies: a lane reads
-// 16 bytes of the two rows g and g + 8, and as the order of the depth within a product does not
-// matter, its 8 elements serve as its parts of two products of depth 16; the input is read in the
-// same order.
+// rows, and nothing else matters. A block takes 16 packed rows of the weight in turn; its warps
+// take turns along the depth, 64 elements at a time, and add up in shared memory in the order of
+// the warps. Which block computes an output, and with how many rows, does not change the sum.
 //
-// Bytes: the weight. Target: the bandwidth of memory.
+// Bytes: the weight. Target: the bandwidth of memory, which wants some 4 MB under way on the
+// largest devices. So each warp has a ring of asynchronous copies, 12 KB of its own, which runs on
+// from one output to the next; a multiprocessor has room for the blocks of two kernels. The ring is
+// filled before the wait for the input, and the next kernel is let in when the last copy is under
+// way: the weights of one layer flow while the one before drains and what lies between them runs.
+//
+// A lane multiplies 16 bytes of the packed rows g and g + 8 as they lie: as the order of the depth
+// within a product does not matter, its 8 elements serve as its parts of two products of depth 16;
+// the input is read in the same order.
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/linear_common.cuh"
 #include "kernels/cuda/loads.cuh"
@@ -16,114 +21,234 @@ namespace {
 
 constexpr int32_t kWarps = 8;
 constexpr int32_t kThreads = kWarps * kWarpThreads;
-constexpr int32_t kBlockOutputs = 16;  // packed rows of the weight a block computes
+constexpr int32_t kBlockOutputs = 16;  // packed rows of the weight that a block takes at a time
 constexpr int32_t kTileRows = 8;       // rows of the batch in a tensor core product
-constexpr int32_t kStep = 32;          // elements of the depth a warp takes at a time
+constexpr int32_t kStep = 64;          // elements of the depth that a warp takes at a time
+constexpr int32_t kRowBytes = kStep * 2;
+constexpr int32_t kStageBytes = kBlockOutputs * kRowBytes;
+static_assert(kLinearDepthMultiple % kStep == 0 && kLinearRowMultiple % kBlockOutputs == 0);
 
-// kTiles: tiles of batch rows a block computes.
+// Stages of a warp's ring: two blocks fit a multiprocessor with dependent launch, which has 227 KB,
+// and one fits any.
+constexpr int32_t Stages(bool dependent_launch) { return dependent_launch ? 6 : 5; }
+
+template <int32_t kTiles>
+using Partial = float[kWarps][kTiles][4][kWarpThreads];
+
+// The steps of the weight that a warp loads, in order: of each item, which is an output block and a
+// tile of rows, every kWarps-th one.
+class Walk {
+ public:
+  // active_tiles: those that have rows.
+  __device__ Walk(const LinearArguments& arguments, int32_t row_tiles, int32_t active_tiles,
+                  int32_t warp)
+      : row_tiles_(row_tiles),
+        active_tiles_(active_tiles),
+        items_(arguments.packed_rows / kBlockOutputs * row_tiles),
+        steps_(arguments.padded_depth / kStep),
+        warp_(warp),
+        item_(warp < steps_ ? static_cast<int32_t>(blockIdx.x) : items_),
+        step_(warp) {
+    SkipIdle();
+  }
+
+  __device__ bool Done() const { return item_ >= items_; }
+  __device__ int32_t output_block() const { return item_ / row_tiles_; }
+  __device__ int32_t step() const { return step_; }
+
+  __device__ void Advance() {
+    step_ += kWarps;
+    if (step_ >= steps_) {
+      step_ = warp_;
+      item_ += static_cast<int32_t>(gridDim.x);
+      SkipIdle();
+    }
+  }
+
+ private:
+  __device__ void SkipIdle() {
+    while (!Done() && item_ % row_tiles_ >= active_tiles_) {
+      item_ += static_cast<int32_t>(gridDim.x);
+    }
+  }
+
+  int32_t row_tiles_;
+  int32_t active_tiles_;
+  int32_t items_;
+  int32_t steps_;
+  int32_t warp_;
+  int32_t item_;
+  int32_t step_;
+};
+
+// Begins the copies of the walk's next step, if there is one, and closes their group. Chunk c of
+// row r, 16 bytes, lies at c ^ 4 (r % 2): the two rows that a quarter of a warp reads at once lie
+// in different banks.
+__device__ __forceinline__ void Fetch(const LinearArguments& arguments, Walk& walk,
+                                      std::byte* stage) {
+  if (!walk.Done()) {
+    const auto lane = static_cast<int32_t>(threadIdx.x) % kWarpThreads;
+    const int32_t row = lane / 8;
+    const int32_t chunk = lane % 8;
+    const int64_t packed_row = int64_t{walk.output_block()} * kBlockOutputs + row;
+    const __nv_bfloat16* from =
+        arguments.weight + packed_row * arguments.padded_depth + walk.step() * kStep + chunk * 8;
+    std::byte* to = stage + row * kRowBytes + (chunk ^ 4 * (row % 2)) * 16;
+#pragma unroll
+    for (int32_t i = 0; i < kBlockOutputs / 4; ++i) {
+      CopyAsync16(to + i * 4 * kRowBytes, from + int64_t{i} * 4 * arguments.padded_depth);
+    }
+    walk.Advance();
+    if (walk.Done()) {
+      LetNextKernelStart();
+    }
+  }
+  CommitCopies();
+}
+
+// The warps' sums of an item become its outputs: a thread finishes outputs g and g + 8 of one row;
+// under SiLU, gate and up. Begins with a barrier.
+template <int32_t kTiles, typename Output>
+__device__ void Finish(const LinearArguments& arguments, int32_t output_block, int32_t first_row,
+                       int32_t rows, const Partial<kTiles>& partial) {
+  static_assert(kTiles * 2 * kWarpThreads <= kThreads);
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  const int32_t lane = thread % kWarpThreads;
+  const int32_t tile = thread / (2 * kWarpThreads);
+  const int32_t i = thread / kWarpThreads % 2;
+  const int32_t row = first_row + tile * kTileRows + lane % 4 * 2 + i;
+  const bool finishes = tile < kTiles && row < rows;
+  const bool silu = arguments.epilogue == Epilogue::kSiluMul;
+  const int32_t column = silu ? output_block * (kBlockOutputs / 2) + lane / 4
+                              : output_block * kBlockOutputs + lane / 4;
+  float addend = 0.0f;
+  float lower_addend = 0.0f;
+  if (finishes && !silu) {
+    addend = column < arguments.columns ? Addend<Output>(arguments, row, column) : 0.0f;
+    lower_addend =
+        column + 8 < arguments.columns ? Addend<Output>(arguments, row, column + 8) : 0.0f;
+  }
+  __syncthreads();
+  if (!finishes) {
+    return;
+  }
+  float upper = 0.0f;
+  float lower = 0.0f;
+#pragma unroll
+  for (int32_t w = 0; w < kWarps; ++w) {
+    upper += partial[w][tile][i][lane];
+    lower += partial[w][tile][i + 2][lane];
+  }
+  if (silu) {
+    upper = Silu(upper) * lower;
+  }
+  if (column < arguments.columns) {
+    StoreOutput<Output>(arguments, row, column, upper + addend);
+  }
+  if (!silu && column + 8 < arguments.columns) {
+    StoreOutput<Output>(arguments, row, column + 8, lower + lower_addend);
+  }
+}
+
+// kTiles: tiles of batch rows that an item has.
+template <int32_t kTiles>
+constexpr int32_t SharedBytes(int32_t stages) {
+  return stages * kWarps * kStageBytes + static_cast<int32_t>(sizeof(Partial<kTiles>));
+}
+
 template <int32_t kTiles, bool kAligned, typename Output>
 __global__ void __launch_bounds__(kThreads)
     LinearRowsKernel(const __grid_constant__ LinearArguments arguments) {
-  // Steps whose loads are under way together.
-  constexpr int32_t kUnroll = kTiles < 4 ? 4 : 2;
-  __shared__ float partial[kWarps][kTiles][4][kWarpThreads];
-
-  const int32_t rows =
-      arguments.counts[arguments.rows == RowSet::kLogits ? kLogitRows : kDecodeRows];
-  const auto row_blocks =
-      static_cast<uint32_t>((arguments.max_rows + kTiles * kTileRows - 1) / (kTiles * kTileRows));
-  const auto first_row = static_cast<int32_t>(blockIdx.x % row_blocks) * kTiles * kTileRows;
-  const auto first_output = static_cast<int32_t>(blockIdx.x / row_blocks) * kBlockOutputs;
-  if (first_row >= rows) {
-    return;
-  }
+#if defined(__CUDA_ARCH__)
+  constexpr int32_t kStages = Stages(__CUDA_ARCH__ >= 900);
+#else
+  constexpr int32_t kStages = Stages(false);
+#endif
+  constexpr int32_t kItemRows = kTiles * kTileRows;
   const auto warp = static_cast<int32_t>(threadIdx.x) / kWarpThreads;
   const auto lane = static_cast<int32_t>(threadIdx.x) % kWarpThreads;
   const int32_t g = lane / 4;
   const int32_t t = lane % 4;
+  auto& partial = *reinterpret_cast<Partial<kTiles>*>(SharedMemory());
+  std::byte* ring = SharedMemory() + sizeof(Partial<kTiles>) + warp * (kStages * kStageBytes);
 
-  const __nv_bfloat16* weight =
-      arguments.weight + int64_t{first_output + g} * arguments.padded_depth + 8 * t;
-  const int64_t eight_rows = int64_t{8} * arguments.padded_depth;
+  const int32_t rows =
+      arguments.counts[arguments.rows == RowSet::kLogits ? kLogitRows : kDecodeRows];
+  const int32_t row_tiles = (arguments.max_rows + kItemRows - 1) / kItemRows;
+  Walk walk(arguments, row_tiles, (rows + kItemRows - 1) / kItemRows, warp);
+#pragma unroll
+  for (int32_t stage = 0; stage < kStages; ++stage) {
+    Fetch(arguments, walk, ring + stage * kStageBytes);
+  }
+  WaitForEarlierKernels();
+
+  const int32_t items = arguments.packed_rows / kBlockOutputs * row_tiles;
   const int32_t steps = arguments.padded_depth / kStep;
-  float sums[kTiles][4] = {};
-  for (int32_t first = warp; first < steps; first += kWarps * kUnroll) {
-    uint4 low[kUnroll], high[kUnroll];
-#pragma unroll
-    for (int32_t u = 0; u < kUnroll; ++u) {
-      const int32_t step = first + u * kWarps;
-      if (step < steps) {
-        low[u] = LoadOnce(weight + step * kStep);
-        high[u] = LoadOnce(weight + eight_rows + step * kStep);
-      }
+  const int32_t swap = 4 * (g % 2);  // as Fetch places chunks
+  int32_t stage = 0;
+  for (auto item = static_cast<int32_t>(blockIdx.x); item < items;
+       item += static_cast<int32_t>(gridDim.x)) {
+    const int32_t first_row = item % row_tiles * kItemRows;
+    if (first_row >= rows) {
+      continue;
     }
-#pragma unroll
-    for (int32_t u = 0; u < kUnroll; ++u) {
-      const int32_t step = first + u * kWarps;
-      if (step >= steps) {
-        break;
-      }
+    float sums[kTiles][4] = {};
+    for (int32_t step = warp; step < steps; step += kWarps) {
+      uint4 x[kTiles][2];
 #pragma unroll
       for (int32_t tile = 0; tile < kTiles; ++tile) {
         const int32_t row = first_row + tile * kTileRows + g;
-        uint4 x{};
-        if (row < rows) {
-          x = LoadInput<kAligned>(arguments.input + int64_t{row} * arguments.depth,
-                                  step * kStep + 8 * t, arguments.depth);
+#pragma unroll
+        for (int32_t half = 0; half < 2; ++half) {
+          x[tile][half] =
+              row < rows ? LoadInput<kAligned>(arguments.input + int64_t{row} * arguments.depth,
+                                               step * kStep + 32 * half + 8 * t, arguments.depth)
+                         : uint4{};
         }
-        MultiplyAdd(sums[tile], low[u].x, high[u].x, low[u].y, high[u].y, x.x, x.y);
-        MultiplyAdd(sums[tile], low[u].z, high[u].z, low[u].w, high[u].w, x.z, x.w);
+      }
+      WaitCopies<kStages - 1>();
+      __syncwarp();
+      std::byte* data = ring + stage * kStageBytes;
+      uint4 high[2], low[2];
+#pragma unroll
+      for (int32_t half = 0; half < 2; ++half) {
+        const std::byte* chunk = data + g * kRowBytes + ((4 * half + t) ^ swap) * 16;
+        high[half] = *reinterpret_cast<const uint4*>(chunk);
+        low[half] = *reinterpret_cast<const uint4*>(chunk + 8 * kRowBytes);
+      }
+      __syncwarp();  // the stage has been read
+      Fetch(arguments, walk, data);
+      stage = stage + 1 == kStages ? 0 : stage + 1;
+#pragma unroll
+      for (int32_t half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int32_t tile = 0; tile < kTiles; ++tile) {
+          const uint4& in = x[tile][half];
+          MultiplyAdd(sums[tile], high[half].x, low[half].x, high[half].y, low[half].y, in.x, in.y);
+          MultiplyAdd(sums[tile], high[half].z, low[half].z, high[half].w, low[half].w, in.z, in.w);
+        }
       }
     }
-  }
-
+    __syncthreads();  // the item before is finished
 #pragma unroll
-  for (int32_t tile = 0; tile < kTiles; ++tile) {
+    for (int32_t tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-    for (int32_t i = 0; i < 4; ++i) {
-      partial[warp][tile][i][lane] = sums[tile][i];
-    }
-  }
-  __syncthreads();
-  // A thread finishes outputs g and g + 8 of one row: under SiLU, gate and up.
-  for (int32_t item = static_cast<int32_t>(threadIdx.x); item < kTiles * 2 * kWarpThreads;
-       item += kThreads) {
-    const int32_t tile = item / (2 * kWarpThreads);
-    const int32_t i = item / kWarpThreads % 2;
-    const int32_t row = first_row + tile * kTileRows + 2 * t + i;
-    if (row >= rows) {
-      continue;
-    }
-    float upper = 0.0f;
-    float lower = 0.0f;
-#pragma unroll
-    for (int32_t w = 0; w < kWarps; ++w) {
-      upper += partial[w][tile][i][lane];
-      lower += partial[w][tile][i + 2][lane];
-    }
-    if (arguments.epilogue == Epilogue::kSiluMul) {
-      const int32_t column = first_output / 2 + g;
-      if (column < arguments.columns) {
-        FinishOutput<Output>(arguments, row, column, Silu(upper) * lower);
+      for (int32_t i = 0; i < 4; ++i) {
+        partial[warp][tile][i][lane] = sums[tile][i];
       }
-      continue;
     }
-    if (first_output + g < arguments.columns) {
-      FinishOutput<Output>(arguments, row, first_output + g, upper);
-    }
-    if (first_output + g + 8 < arguments.columns) {
-      FinishOutput<Output>(arguments, row, first_output + g + 8, lower);
-    }
+    Finish<kTiles, Output>(arguments, item / row_tiles, first_row, rows, partial);
   }
 }
 
 template <int32_t kTiles, typename Output>
 void Run(const LinearArguments& arguments, cudaStream_t stream) {
-  const int64_t blocks =
+  const int64_t items =
       CeilDiv(arguments.max_rows, kTiles * kTileRows) * (arguments.packed_rows / kBlockOutputs);
   const auto kernel = arguments.depth % 8 == 0 ? LinearRowsKernel<kTiles, true, Output>
                                                : LinearRowsKernel<kTiles, false, Output>;
-  Launch("linear, rows", kernel, static_cast<uint32_t>(blocks), kThreads, 0, stream, arguments);
+  LaunchDependent("linear, rows", kernel, static_cast<uint32_t>(PersistentBlocks(items, 1)),
+                  kThreads, SharedBytes<kTiles>(Stages(HasDependentLaunch())), stream, arguments);
 }
 
 }  // namespace

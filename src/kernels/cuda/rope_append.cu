@@ -312,11 +312,13 @@ __device__ int32_t PagesOf(const PrefillChunk& chunk) {
 __global__ void __launch_bounds__(kThreads)
     RopeAppendKernel(const __grid_constant__ RopeAppendParams params) {
   __shared__ ClosePageShared shared;
+  LetNextKernelStart();
   const Appender appender(params, shared);
   const BatchView& batch = params.batch;
   const int32_t decode_rows = batch.counts[kDecodeRows];
   const int32_t chunks = batch.counts[kChunks];
   const int32_t heads = params.kv_heads;
+  WaitForEarlierKernels();
   int32_t c = 0;
   int32_t chunk_first = decode_rows;  // the item row of the chunk's first page
   for (int64_t item = blockIdx.x;; item += gridDim.x) {
@@ -347,9 +349,9 @@ void RopeAppend(const RopeAppendParams& params, cudaStream_t stream) {
   const int64_t chunk_pages =
       batch.max_chunks == 0 ? 0 : batch.max_rows / kPageTokens + 2 * int64_t{batch.max_chunks};
   const int64_t items = (batch.max_decode_rows + chunk_pages) * params.kv_heads;
-  Launch("rope_append", RopeAppendKernel,
-         dim3(static_cast<unsigned>(PersistentBlocks(items, kBlocksPerMultiprocessor))), kThreads,
-         0, stream, params);
+  LaunchDependent("rope_append", RopeAppendKernel,
+                  dim3(static_cast<unsigned>(PersistentBlocks(items, kBlocksPerMultiprocessor))),
+                  kThreads, 0, stream, params);
 }
 
 const char* RopeAppendVariant(const RopeAppendParams& /*params*/) { return "simt"; }

@@ -20,6 +20,7 @@ __device__ void CopyRow(const T* source, __nv_bfloat16* output, int32_t count) {
 
 __global__ void __launch_bounds__(kThreads)
     EmbedRowsKernel(const __grid_constant__ EmbedRowsParams params) {
+  BeginDependentKernel();
   const int64_t row = blockIdx.x;
   if (row >= BatchRows(params.batch)) {
     return;
@@ -75,6 +76,7 @@ __device__ void StoreElements(const float (&x)[kWidth], __nv_bfloat16* row, int3
 template <int32_t kWidth>
 __global__ void __launch_bounds__(kThreads)
     AddRmsNormKernel(const __grid_constant__ AddRmsNormParams params) {
+  BeginDependentKernel();
   const int64_t index = blockIdx.x;
   if (index >= RowsOf(params.batch, params.rows)) {
     return;
@@ -126,6 +128,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     RopeAnglesKernel(const __grid_constant__ RopeAnglesParams params) {
+  BeginDependentKernel();
   const int32_t half = params.head_dim / 2;
   const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const int64_t row = index / half;
@@ -175,8 +178,8 @@ cudaError_t KernelsLoad() {
 }
 
 void EmbedRows(const EmbedRowsParams& params, cudaStream_t stream) {
-  Launch("embed_rows", EmbedRowsKernel, static_cast<uint32_t>(params.batch.max_rows), kThreads, 0,
-         stream, params);
+  LaunchDependent("embed_rows", EmbedRowsKernel, static_cast<uint32_t>(params.batch.max_rows),
+                  kThreads, 0, stream, params);
 }
 
 void AddRmsNorm(const AddRmsNormParams& params, cudaStream_t stream) {
@@ -186,13 +189,13 @@ void AddRmsNorm(const AddRmsNormParams& params, cudaStream_t stream) {
   }
   const auto kernel =
       params.hidden % kVector == 0 ? AddRmsNormKernel<kVector> : AddRmsNormKernel<1>;
-  Launch("add_rms_norm", kernel, rows, kThreads, 0, stream, params);
+  LaunchDependent("add_rms_norm", kernel, rows, kThreads, 0, stream, params);
 }
 
 void RopeAngles(const RopeAnglesParams& params, cudaStream_t stream) {
   const int64_t angles = int64_t{params.batch.max_rows} * (params.head_dim / 2);
-  Launch("rope_angles", RopeAnglesKernel, static_cast<uint32_t>(CeilDiv(angles, kThreads)),
-         kThreads, 0, stream, params);
+  LaunchDependent("rope_angles", RopeAnglesKernel, static_cast<uint32_t>(CeilDiv(angles, kThreads)),
+                  kThreads, 0, stream, params);
 }
 
 void AppendStreaming(const AppendStreamingParams& params, cudaStream_t stream) {

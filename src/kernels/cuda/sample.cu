@@ -192,6 +192,7 @@ __device__ uint64_t Draw(const SlotSampling& settings, const float* logits, int3
 
 __global__ void __launch_bounds__(kThreads)
     SampleKernel(const __grid_constant__ SampleParams params) {
+  BeginDependentKernel();
   __shared__ Shared shared;
   const int64_t index = blockIdx.x;
   if (index >= params.batch.counts[kLogitRows]) {
@@ -241,8 +242,8 @@ void Sample(const SampleParams& params, cudaStream_t stream) {
   if (params.batch.max_logit_rows == 0) {
     return;
   }
-  Launch("sample", SampleKernel, static_cast<uint32_t>(params.batch.max_logit_rows), kThreads, 0,
-         stream, params);
+  LaunchDependent("sample", SampleKernel, static_cast<uint32_t>(params.batch.max_logit_rows),
+                  kThreads, 0, stream, params);
 }
 
 }  // namespace lserve::cuda

@@ -2,10 +2,12 @@
 // page (kSketch) or four (kMinMax) at a time.
 //
 // kMinMax: max(q k_max, q k_min) = q+ k_max + q- k_min, a product of bf16 matrices.
-// kSketch: q k = q (lo + step / 2) + (q step) c. The weights q step are made once a page, rounded
-// to 2^-15 of the query's largest as two signed bytes, and multiplied by the codes as they lie; the
-// sum is exact in integers, so it has no order.
-#include <cfloat>
+// kSketch: with w = q (hi - lo) = 4 q step, q k = q lo + w (c + 1/2) / 4. The weights w are made
+// once a page and rounded to bf16. Of a word of codes a shift and a logical operation make the bf16
+// numbers 128 + 4 c of a token r and 128 + 16 c of the token r + 8; what the 128 adds, and the half
+// of a cell, go into the sums before the products, by the weights' own sum.
+//
+// At 16 tokens a unit the instructions of a page count as much as its bytes.
 #include <cmath>
 
 #include "kernels/cuda/launch.cuh"
@@ -19,8 +21,8 @@ namespace {
 
 constexpr int32_t kScoreThreads = 128;
 constexpr int32_t kScoreWarps = kScoreThreads / kWarpLanes;
-constexpr int32_t kScoreBlocks = 4;  // a multiprocessor
-constexpr int32_t kSegmentPages = 32;
+constexpr int32_t kLeastSegmentPages = 16;
+constexpr int32_t kMostSegmentPages = kScoreWarps * kWarpLanes;  // a warp's lanes know its pages
 constexpr int32_t kStages = 3;
 constexpr int32_t kQueries = 8;  // of a group, in one product
 
@@ -42,7 +44,14 @@ class PageScorer {
         head_dim_(params.retrieval.layout.head_dim),
         padded_(params.retrieval.layout.padded_head_dim),
         open_page_((pair.tokens - 1) / kPageTokens),
-        scale_(1.0f / sqrtf(static_cast<float>(head_dim_))) {
+        scale_(1.0f / sqrtf(static_cast<float>(head_dim_))),
+        scores_(UnitScores(params, pair.row * params.retrieval.layout.heads + pair.head)),
+        unit_shift_(params.policy.unit_tokens == 64   ? 2
+                    : params.policy.unit_tokens == 32 ? 1
+                                                      : 0),
+        sketches_(params.retrieval.pages + params.retrieval.layout.stats_offset(pair.head) +
+                  lane_ * 16),
+        page_bytes_(params.retrieval.layout.page_bytes()) {
     TakeQueries(0);
   }
 
@@ -118,11 +127,10 @@ class PageScorer {
     return MaxOverLanes<kOverColumns>(best);
   }
 
-  __device__ void StoreUnit(int32_t page, float score, int32_t unit, bool store) const {
-    if (store) {
-      UnitScores(params_,
-                 pair_.row * params_.retrieval.layout.heads +
-                     pair_.head)[page * (kPageTokens / params_.policy.unit_tokens) + unit] = score;
+  // score: of the logical page `logical` and, in larger units, of the others of its unit.
+  __device__ void StoreUnit(int32_t page, int32_t logical, float score, bool store) const {
+    if (store && (logical & ((1 << unit_shift_) - 1)) == 0) {
+      scores_[(page * kPageUnits + logical) >> unit_shift_] = score;
     }
   }
 
@@ -163,7 +171,6 @@ class PageScorer {
       best[0] = fmaxf(best[0], OverQueries(c[0], c[1], queries));
       best[1] = fmaxf(best[1], OverQueries(c[2], c[3], queries));
     });
-    const int32_t per_unit = params_.policy.unit_tokens / kUnitTokens;
     const int32_t logical = lane_ / 4 % 4;
 #pragma unroll
     for (int32_t i = 0; i < 2; ++i) {
@@ -172,14 +179,13 @@ class PageScorer {
       // Logical pages without a token have no statistics.
       float score =
           page * kPageTokens + logical * kUnitTokens < pair_.tokens ? best[i] * scale_ : -INFINITY;
-      if (per_unit >= 2) {
+      if (unit_shift_ >= 1) {
         score = MaxOverLanes<4>(score);
       }
-      if (per_unit == 4) {
+      if (unit_shift_ == 2) {
         score = MaxOverLanes<8>(score);
       }
-      StoreUnit(page, score, logical / per_unit,
-                in_run < pages && lane_ % 4 == 0 && logical % per_unit == 0);
+      StoreUnit(page, logical, score, in_run < pages && lane_ % 4 == 0);
     }
   }
 
@@ -187,16 +193,23 @@ class PageScorer {
 
   __device__ void RunSketch(int32_t begin, int32_t end, int32_t stride) {
     const int32_t closed_end = min(end, open_page_);
+    // Lane i knows the place of the warp's i-th page.
+    const int32_t own = begin + lane_ * stride;
+    const int32_t page_id =
+        own < closed_end
+            ? params_.retrieval.table[int64_t{pair_.slot} * params_.retrieval.max_pages + own]
+            : 0;
+    const int32_t pages = max(0, DivideUp(closed_end - begin, stride));
 #pragma unroll
     for (int32_t i = 0; i < kStages - 1; ++i) {
-      FetchSketch(begin + i * stride, closed_end, i);
+      FetchSketch(page_id, i, pages, i);
     }
     int32_t stage = 0;
-    for (int32_t page = begin; page < closed_end; page += stride) {
+    for (int32_t i = 0; i < pages; ++i) {
       WaitCopies<kStages - 2>();
       __syncwarp();
-      FetchSketch(page + (kStages - 1) * stride, closed_end, stage == 0 ? kStages - 1 : stage - 1);
-      ScoreSketch(page, stages_ + stage * kStageBytes);
+      FetchSketch(page_id, i + kStages - 1, pages, stage == 0 ? kStages - 1 : stage - 1);
+      ScoreSketch(begin + i * stride, stages_ + stage * kStageBytes);
       stage = stage + 1 == kStages ? 0 : stage + 1;
     }
     WaitCopies<0>();
@@ -206,14 +219,17 @@ class PageScorer {
     }
   }
 
-  __device__ void FetchSketch(int32_t page, int32_t end, int32_t stage) const {
-    if (page < end) {
-      const KvPageLayout& layout = params_.retrieval.layout;
-      const std::byte* from =
-          ClosedPage(params_.retrieval, pair_.slot, page) + layout.box_offset(pair_.head);
-      std::byte* to = stages_ + stage * kStageBytes;
-      for (int32_t i = lane_ * 16; i < 20 * padded_; i += kWarpLanes * 16) {
-        CopyAsync16(to + i, from + i);
+  // Begins the copies of the warp's page `i` of `pages`, if there is one, and closes their group.
+  __device__ void FetchSketch(int32_t page_id, int32_t i, int32_t pages, int32_t stage) const {
+    if (i < pages) {
+      const std::byte* from = sketches_ + __shfl_sync(kWholeWarp, page_id, i) * page_bytes_;
+      std::byte* to = stages_ + stage * kStageBytes + lane_ * 16;
+      const int32_t bytes = kExact ? kStageBytes : 20 * padded_;
+#pragma unroll
+      for (int32_t at = 0; at < kStageBytes; at += kWarpLanes * 16) {
+        if (at + lane_ * 16 < bytes) {
+          CopyAsync16(to + at, from + at);
+        }
       }
     }
     CommitCopies();
@@ -221,98 +237,88 @@ class PageScorer {
 
   // data: a page's box and codes.
   __device__ void ScoreSketch(int32_t page, const std::byte* data) {
-    float best = -INFINITY;  // lane u: of unit u
+    constexpr uint32_t kOnes = 0x3F803F80u;  // bf16
+    const int32_t padded = kExact ? kDim : padded_;
+    const std::byte* box = data + lane_ % 4 * 4;
+    const std::byte* words = data + 4 * padded + lane_ * 4;
+    float best = -INFINITY;
     ForQueries([&](int32_t queries) {
-      // q step, and its largest over the query's channels; the part of the score without codes.
-      float weights[kTiles][4];
-      float largest = 0.0f;
+      uint32_t weights[kTiles][2];
       float rest = 0.0f;
       ForTiles([&](int32_t t) {
 #pragma unroll
         for (int32_t half = 0; half < 2; ++half) {
-          const int32_t d = t * 16 + half * 8 + lane_ % 4 * 2;
-          const float2 lo = UnpackFloat16(*reinterpret_cast<const uint32_t*>(data + d * 2));
-          const float2 hi =
-              UnpackFloat16(*reinterpret_cast<const uint32_t*>(data + (padded_ + d) * 2));
-          const float step0 = (hi.x - lo.x) * 0.25f;
-          const float step1 = (hi.y - lo.y) * 0.25f;
+          const std::byte* place = box + t * 32 + half * 16;
+          const float2 lo = UnpackFloat16(*reinterpret_cast<const uint32_t*>(place));
+          const float2 hi = UnpackFloat16(*reinterpret_cast<const uint32_t*>(place + 2 * padded));
           const float q0 = LowBf16(q_[t][half]);
           const float q1 = HighBf16(q_[t][half]);
-          rest += q0 * (lo.x + 0.5f * step0);
-          rest += q1 * (lo.y + 0.5f * step1);
-          weights[t][2 * half] = q0 * step0;
-          weights[t][2 * half + 1] = q1 * step1;
-          largest =
-              fmaxf(largest, fmaxf(fabsf(weights[t][2 * half]), fabsf(weights[t][2 * half + 1])));
+          rest += q0 * lo.x;
+          rest += q1 * lo.y;
+          weights[t][half] = PackBf16(q0 * (hi.x - lo.x), q1 * (hi.y - lo.y));
         }
       });
-      rest = SumOverLanes<kOverColumns>(rest);
-      largest = fmaxf(MaxOverLanes<kOverColumns>(largest), FLT_MIN);
-      // |weight| / grain <= 2^15 - 2^8, so that the upper byte stays below 128.
-      const float grain = largest * (1.0f / 32512.0f);
-      const float per_grain = 32512.0f / largest;
-      uint32_t upper[kTiles][2];  // four weights as the lanes' bytes of a 16x32 tile lie
-      uint32_t lower[kTiles][2];
+      float sums[4] = {};
       ForTiles([&](int32_t t) {
-        if (t % 2 != 0) {
-          return;
-        }
-#pragma unroll
-        for (int32_t half = 0; half < 2; ++half) {
-          const int32_t whole[4] = {Whole(weights[t][2 * half] * per_grain),
-                                    Whole(weights[t + 1][2 * half] * per_grain),
-                                    Whole(weights[t][2 * half + 1] * per_grain),
-                                    Whole(weights[t + 1][2 * half + 1] * per_grain)};
-          uint32_t high = 0;
-          uint32_t low = 0;
-#pragma unroll
-          for (int32_t i = 0; i < 4; ++i) {
-            low |= (static_cast<uint32_t>(whole[i]) & 0xFFu) << (8 * i);
-            high |= (static_cast<uint32_t>((whole[i] + 128) >> 8) & 0xFFu) << (8 * i);
-          }
-          upper[t / 2][half] = high;
-          lower[t / 2][half] = low;
-        }
+        MultiplyAdd(sums, kOnes, kOnes, kOnes, kOnes, weights[t][0], weights[t][1]);
       });
-      // To the columns of C.
-      float grains[2];
+      // To the columns of C; minus infinity for queries that do not exist.
+      rest = SumOverLanes<kOverColumns>(rest);
       float rests[2];
 #pragma unroll
       for (int32_t e = 0; e < 2; ++e) {
-        grains[e] = __shfl_sync(kWholeWarp, grain, (lane_ % 4 * 2 + e) * 4);
-        rests[e] = __shfl_sync(kWholeWarp, rest, (lane_ % 4 * 2 + e) * 4);
+        const int32_t query = lane_ % 4 * 2 + e;
+        const float of_query = __shfl_sync(kWholeWarp, rest, query * 4);
+        rests[e] = query < queries ? of_query : -INFINITY;
       }
-#pragma unroll 1
+      float scores[kPageUnits];
+#pragma unroll
       for (int32_t unit = 0; unit < kPageUnits; ++unit) {
-        const std::byte* words = data + 4 * padded_ + unit * 4 * padded_ + lane_ * 4;
-        int32_t c_upper[4] = {};
-        int32_t c_lower[4] = {};
+        float c[4] = {-126.0f * sums[0], -126.0f * sums[1], -120.0f * sums[0], -120.0f * sums[1]};
         ForTiles([&](int32_t t) {
           if (t % 2 != 0) {
-            return;
+            return;  // a word has the codes of two tiles
           }
-          const uint32_t word =
-              *reinterpret_cast<const uint32_t*>(words + t / 2 * (kWarpLanes * 4));
-          const uint32_t a[4] = {word & 0x03030303u, word >> 2 & 0x03030303u,
-                                 word >> 4 & 0x03030303u, word >> 6 & 0x03030303u};
-          MultiplyAddBytes(c_upper, a, upper[t / 2][0], upper[t / 2][1]);
-          MultiplyAddBytes(c_lower, a, lower[t / 2][0], lower[t / 2][1]);
+          const uint32_t word = *reinterpret_cast<const uint32_t*>(words + unit * 4 * padded +
+                                                                   t / 2 * (kWarpLanes * 4));
+          MultiplyAdd(c, Low(word << 2), High(word << 2), Low(word >> 2), High(word >> 2),
+                      weights[t][0], weights[t][1]);
+          MultiplyAdd(c, Low(word >> 6), High(word >> 6), Low(word >> 10), High(word >> 10),
+                      weights[t + 1][0], weights[t + 1][1]);
         });
-        float score[4];
-#pragma unroll
-        for (int32_t i = 0; i < 4; ++i) {
-          score[i] =
-              rests[i % 2] + static_cast<float>(c_upper[i] * 256 + c_lower[i]) * grains[i % 2];
-        }
-        const float of_unit = MaxOverLanes<kOverRows>(fmaxf(
-            OverQueries(score[0], score[1], queries), OverQueries(score[2], score[3], queries)));
-        best = lane_ == unit ? fmaxf(best, of_unit) : best;
+        scores[unit] = fmaxf(fmaxf(rests[0] + c[0] * 0.0625f, rests[1] + c[1] * 0.0625f),
+                             fmaxf(rests[0] + c[2] * 0.015625f, rests[1] + c[3] * 0.015625f));
       }
+      best = fmaxf(best, OverUnits(scores));
     });
     StorePage(page, best);
   }
 
-  static __device__ int32_t Whole(float x) { return __float2int_rn(x); }
+  // Two bits at bits 2 and 18 as the bf16 numbers 128 + 4 c, those at bits 4 and 20 as 128 + 16 c.
+  __device__ __forceinline__ uint32_t Low(uint32_t codes) const {
+    return (codes & 0x000C000Cu) | base_;
+  }
+  __device__ __forceinline__ uint32_t High(uint32_t codes) const {
+    return (codes & 0x00300030u) | base_;
+  }
+  // 128 twice. An instruction takes one constant: this one has to be in a register, so the compiler
+  // must not know it (the grid has one dimension).
+  static __device__ __forceinline__ uint32_t Base() { return 0x43004300u + (gridDim.y - 1); }
+
+  // The maximum of each unit over the lanes: that of unit u for lanes 8 u to 8 u + 7.
+  __device__ float OverUnits(const float (&x)[kPageUnits]) const {
+    static_assert(kPageUnits == 4);
+    const bool upper = (lane_ & 16) != 0;
+    const bool odd = (lane_ & 8) != 0;
+    float two[2];
+#pragma unroll
+    for (int32_t i = 0; i < 2; ++i) {
+      const float other = __shfl_xor_sync(kWholeWarp, upper ? x[i] : x[2 + i], 16);
+      two[i] = fmaxf(upper ? x[2 + i] : x[i], other);
+    }
+    const float other = __shfl_xor_sync(kWholeWarp, odd ? two[0] : two[1], 8);
+    return MaxOverLanes<1 | 2 | 4>(fmaxf(odd ? two[1] : two[0], other));
+  }
 
   // The open page has no sketch yet: its keys as they are, from memory.
   __device__ void ScoreOpenKeys() {
@@ -320,7 +326,7 @@ class PageScorer {
     const auto* keys = reinterpret_cast<const uint16_t*>(OpenPage(params_.retrieval, pair_.slot) +
                                                          layout.key_offset(pair_.head));
     const int32_t tokens = pair_.tokens - open_page_ * kPageTokens;
-    float best = -INFINITY;  // lane u: of unit u
+    float best = -INFINITY;  // of unit lane / 8
     ForQueries([&](int32_t queries) {
 #pragma unroll 1
       for (int32_t unit = 0; unit * kUnitTokens < tokens; ++unit) {
@@ -340,23 +346,22 @@ class PageScorer {
         const float high = OverQueries(c[2], c[3], queries);
         const float of_unit = MaxOverLanes<kOverRows>(
             fmaxf(token < tokens ? low : -INFINITY, token + 8 < tokens ? high : -INFINITY));
-        best = lane_ == unit ? fmaxf(best, of_unit) : best;
+        best = lane_ / 8 == unit ? fmaxf(best, of_unit) : best;
       }
     });
     StorePage(open_page_, best);
   }
 
-  // best: lane u has that of the page's unit u.
+  // best: of logical page lane / 8.
   __device__ void StorePage(int32_t page, float best) const {
-    const int32_t per_unit = params_.policy.unit_tokens / kUnitTokens;
     float score = best * scale_;
-    if (per_unit >= 2) {
-      score = MaxOverLanes<1>(score);
+    if (unit_shift_ >= 1) {
+      score = MaxOverLanes<8>(score);
     }
-    if (per_unit == 4) {
-      score = MaxOverLanes<2>(score);
+    if (unit_shift_ == 2) {
+      score = MaxOverLanes<16>(score);
     }
-    StoreUnit(page, score, lane_ / per_unit, lane_ < kPageUnits && lane_ % per_unit == 0);
+    StoreUnit(page, lane_ / 8, score, lane_ % 8 == 0);
   }
 
   const SelectUnitsParams& params_;
@@ -367,6 +372,11 @@ class PageScorer {
   int32_t padded_;
   int32_t open_page_;
   float scale_;
+  float* scores_;
+  int32_t unit_shift_;         // log2 of logical pages in a unit
+  const std::byte* sketches_;  // the lane's first bytes of the head's, in page 0 of the pool
+  int64_t page_bytes_;
+  uint32_t base_ = Base();
   int32_t first_query_ = 0;
   uint32_t q_[kTiles][kScore == PageScore::kMinMax ? 4 : 2];
 };
@@ -375,40 +385,69 @@ template <int32_t kDim, PageScore kScore>
 constexpr int32_t kScoreSharedBytes =
     kScore == PageScore::kSketch ? kScoreWarps* kStages* PageScorer<kDim, kScore>::kStageBytes : 0;
 
+// Blocks of a multiprocessor, as registers allow.
 template <int32_t kDim, PageScore kScore>
-__global__ void __launch_bounds__(kScoreThreads)
+constexpr int32_t kScoreBlocks = kDim > 128                     ? 2
+                                 : kScore == PageScore::kMinMax ? 3
+                                                                : 4;
+
+template <int32_t kDim, PageScore kScore>
+__global__ void __launch_bounds__(kScoreThreads, kScoreBlocks<kDim, kScore>)
     ScoreUnitsKernel(const __grid_constant__ SelectUnitsParams params) {
   __shared__ PlanShared plan;
+  LetNextKernelStart();
   const int32_t warp = static_cast<int32_t>(threadIdx.x) / kWarpLanes;
   std::byte* stages = SharedMemory() + warp * (kScoreSharedBytes<kDim, kScore> / kScoreWarps);
   const int32_t pairs = params.batch.counts[kDecodeRows] * params.retrieval.layout.heads;
+  // What is due in every step follows from what the host wrote, so that the plan needs no wait.
+  bool waited = params.policy.reuse_interval > 1 || params.policy.reuse_distance > 0.0f;
+  if (waited) {
+    WaitForEarlierKernels();
+  }
+
+  // A pair's pages in as many segments as give every block one, within bounds.
+  const int32_t pair_blocks = max(1, static_cast<int32_t>(gridDim.x) / max(1, pairs));
   const auto pages_of = [](const SelectionPair& pair) {
     return DivideUp(pair.tokens, kPageTokens);
   };
+  const auto segment_of = [&](const SelectionPair& pair) {
+    const int32_t pages = DivideUp(DivideUp(pages_of(pair), pair_blocks), 4) * 4;
+    return min(max(pages, kLeastSegmentPages), kMostSegmentPages);
+  };
   const auto items_of = [&](int32_t index) {
     const SelectionPair pair(params, index);
-    return IsDue(params, pair, index) ? DivideUp(pages_of(pair), kSegmentPages) : 0;
+    return IsDue(params, pair, index) ? DivideUp(pages_of(pair), segment_of(pair)) : 0;
   };
   ForPlannedItems<kScoreThreads>(pairs, plan, items_of, [&](int32_t index, int32_t item) {
+    if (!waited) {
+      WaitForEarlierKernels();
+      waited = true;
+    }
     const SelectionPair pair(params, index);
     PageScorer<kDim, kScore> scorer(params, pair, stages);
-    const int32_t first = item * kSegmentPages;
-    const int32_t end = min(first + kSegmentPages, pages_of(pair));
+    const int32_t first = item * segment_of(pair);
+    const int32_t end = min(first + segment_of(pair), pages_of(pair));
     scorer.Run(kScore == PageScore::kMinMax ? first / 4 + warp : first + warp, end, kScoreWarps);
   });
+  if (!waited) {
+    WaitForEarlierKernels();
+  }
 }
 
 template <int32_t kDim>
 void LaunchScoreUnits(const SelectUnitsParams& params, cudaStream_t stream) {
   const int64_t items = int64_t{params.batch.max_decode_rows} * params.retrieval.layout.heads *
-                        DivideUp(params.retrieval.max_pages, kSegmentPages);
-  const dim3 grid(static_cast<unsigned>(PersistentBlocks(items, kScoreBlocks)));
+                        DivideUp(params.retrieval.max_pages, kLeastSegmentPages);
+  const auto launch = [&]<PageScore kScore>() {
+    const int32_t blocks = PersistentBlocks(items, kScoreBlocks<kDim, kScore>);
+    LaunchDependent("select_units", ScoreUnitsKernel<kDim, kScore>,
+                    dim3(static_cast<unsigned>(blocks)), kScoreThreads,
+                    kScoreSharedBytes<kDim, kScore>, stream, params);
+  };
   if (params.retrieval.layout.score == PageScore::kSketch) {
-    Launch("select_units", ScoreUnitsKernel<kDim, PageScore::kSketch>, grid, kScoreThreads,
-           kScoreSharedBytes<kDim, PageScore::kSketch>, stream, params);
+    launch.template operator()<PageScore::kSketch>();
   } else {
-    Launch("select_units", ScoreUnitsKernel<kDim, PageScore::kMinMax>, grid, kScoreThreads, 0,
-           stream, params);
+    launch.template operator()<PageScore::kMinMax>();
   }
 }
 

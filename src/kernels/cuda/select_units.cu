@@ -2,8 +2,9 @@
 // exact best of them.
 //
 // Three kernels: one judges by the distance of queries, where the policy has one; one scores; a
-// block a row and head finds the cut-off score by its bits and writes the list. Floor: bytes of the
-// statistics over memory bandwidth.
+// block a row and head writes the list. A sample of the scores tells a bound below which none is
+// kept; the few above it are ranked against each other. Where they are many, as among equal scores,
+// the cut-off score is found by its bits. Floor: bytes of the statistics over memory bandwidth.
 #include <cmath>
 
 #include "kernels/cuda/launch.cuh"
@@ -14,12 +15,14 @@
 namespace lserve::cuda {
 namespace {
 
-constexpr int32_t kListThreads = 512;
+constexpr int32_t kListThreads = 1024;
+constexpr int32_t kListWarps = kListThreads / kWarpLanes;
 
 // ---- Reuse by distance: a warp a row and head.
 
 __global__ void __launch_bounds__(kWarpLanes)
     JudgeQueriesKernel(const __grid_constant__ SelectUnitsParams params) {
+  BeginDependentKernel();
   const auto index = static_cast<int32_t>(blockIdx.x);
   if (index >= params.batch.counts[kDecodeRows] * params.retrieval.layout.heads) {
     return;
@@ -61,17 +64,164 @@ __device__ uint32_t OrderedBits(float x) {
 
 constexpr int32_t kDigitBits = 11;
 constexpr int32_t kDigits = 1 << kDigitBits;
-constexpr int32_t kListWarps = kListThreads / kWarpLanes;
+constexpr int32_t kThreadSample = 8;
+constexpr int32_t kSample = kListThreads * kThreadSample;
+constexpr int32_t kMaxCandidates = 2048;
 
 struct ListShared {
   int32_t histogram[kDigits];
+  uint64_t candidates[kMaxCandidates];  // what RankOf makes of a score and its unit
+  int32_t kept[kMaxCandidates];         // units, by rank
   int32_t warp_sums[kListWarps];
   int32_t warp_ties[kListWarps];
   uint32_t warp_lowest[kListWarps];
   uint32_t warp_highest[kListWarps];
   uint32_t prefix;
   int32_t places;
+  int32_t bound;
+  int32_t count;  // of candidates
 };
+
+// ---- By a sample
+
+// Buckets of equal width over a range of scores; the first and the last also take what lies beyond.
+// A score in a higher bucket is higher: each step of the arithmetic is monotone, and a range
+// without a finite width has one bucket.
+struct Buckets {
+  static constexpr int32_t kCount = kListThreads;
+
+  __device__ Buckets(float lowest, float highest)
+      : low(lowest), per_width(static_cast<float>(kCount) / (highest - lowest)) {}
+  __device__ int32_t operator()(float score) const {
+    const float place = (score - low) * per_width;  // NaN: in the first
+    return static_cast<int32_t>(fminf(fmaxf(place, 0.0f), static_cast<float>(kCount - 1)));
+  }
+
+  float low;
+  float per_width;
+};
+
+// The larger, the earlier kept: higher scores, and of equal ones the lower unit.
+__device__ uint64_t RankOf(float score, int32_t unit) {
+  return uint64_t{OrderedBits(score)} << 32 | ~static_cast<uint32_t>(unit);
+}
+__device__ int32_t UnitOf(uint64_t rank) {
+  return static_cast<int32_t>(~static_cast<uint32_t>(rank));
+}
+
+// Of scores of units [1, end): those of a bucket that some `places` of them reach at least, of all
+// up to kSample scores, else of 32 in turn from evenly spread places. All threads.
+__device__ Buckets SampleBuckets(const float* scores, int32_t end, int32_t places,
+                                 ListShared& shared) {
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  const int32_t warp = thread / kWarpLanes;
+  const int32_t lane = thread % kWarpLanes;
+  constexpr int32_t kRuns = kSample / kWarpLanes;
+  const int32_t step = end - 1 <= kSample ? kWarpLanes : (end - 1 - kWarpLanes) / (kRuns - 1);
+  float sample[kThreadSample];
+  float lowest = INFINITY;
+  float highest = -INFINITY;
+#pragma unroll
+  for (int32_t i = 0; i < kThreadSample; ++i) {
+    const int32_t unit = 1 + (i * kListWarps + warp) * step + lane;
+    sample[i] = unit < end ? scores[unit] : NAN;
+    lowest = fminf(lowest, sample[i]);
+    highest = fmaxf(highest, sample[i]);
+  }
+  lowest = -MaxOverLanes<31>(-lowest);
+  highest = MaxOverLanes<31>(highest);
+  if (lane == 0) {
+    shared.warp_lowest[warp] = __float_as_uint(lowest);
+    shared.warp_highest[warp] = __float_as_uint(highest);
+  }
+  shared.histogram[thread] = 0;
+  if (thread == 0) {
+    shared.count = 0;
+  }
+  __syncthreads();
+  const Buckets buckets(-MaxOverLanes<31>(-__uint_as_float(shared.warp_lowest[lane])),
+                        MaxOverLanes<31>(__uint_as_float(shared.warp_highest[lane])));
+#pragma unroll
+  for (const float score : sample) {
+    if (!isnan(score)) {
+      atomicAdd(&shared.histogram[buckets(score)], 1);
+    }
+  }
+  __syncthreads();
+  // The bucket, from the highest down, that brings the sum to `places`.
+  const int32_t bucket = kListThreads - 1 - thread;
+  const int32_t scored = shared.histogram[bucket];
+  int32_t inclusive = scored;
+#pragma unroll
+  for (int32_t distance = 1; distance < kWarpLanes; distance *= 2) {
+    const int32_t before = __shfl_up_sync(kWholeWarp, inclusive, distance);
+    inclusive += lane >= distance ? before : 0;
+  }
+  if (lane == kWarpLanes - 1) {
+    shared.warp_sums[warp] = inclusive;
+  }
+  __syncthreads();
+  for (int32_t other = 0; other < warp; ++other) {
+    inclusive += shared.warp_sums[other];
+  }
+  if (inclusive >= places && inclusive - scored < places) {
+    shared.bound = bucket;
+  }
+  __syncthreads();
+  return buckets;
+}
+
+// The `places` first units of [1, end), ascending, to `list`; false if too many come into question.
+// A sample has no more of the highest than the whole, so what is kept is not below the bucket of
+// its `places`-th. All threads.
+__device__ bool KeepByASample(const float* scores, int32_t end, int32_t places, int32_t* list,
+                              ListShared& shared) {
+  if (places > min(end - 1, kSample)) {
+    return false;
+  }
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  const Buckets buckets = SampleBuckets(scores, end, places, shared);
+  const int32_t bound = shared.bound;
+#pragma unroll 8
+  for (int32_t unit = 1 + thread; unit < end; unit += kListThreads) {
+    const float score = scores[unit];
+    if (buckets(score) >= bound) {
+      const int32_t place = atomicAdd(&shared.count, 1);
+      if (place < kMaxCandidates) {
+        shared.candidates[place] = RankOf(score, unit);
+      }
+    }
+  }
+  __syncthreads();
+  const int32_t count = shared.count;
+  if (count > kMaxCandidates) {
+    return false;
+  }
+  for (int32_t i = thread; i < count; i += kListThreads) {
+    const uint64_t own = shared.candidates[i];
+    int32_t better = 0;
+#pragma unroll 8
+    for (int32_t j = 0; j < count; ++j) {
+      better += shared.candidates[j] > own ? 1 : 0;
+    }
+    if (better < places) {
+      shared.kept[better] = UnitOf(own);
+    }
+  }
+  __syncthreads();
+  for (int32_t i = thread; i < places; i += kListThreads) {
+    const int32_t own = shared.kept[i];
+    int32_t lower = 0;
+#pragma unroll 8
+    for (int32_t j = 0; j < places; ++j) {
+      lower += shared.kept[j] < own ? 1 : 0;
+    }
+    list[lower] = own;
+  }
+  return true;
+}
+
+// ---- By the bits of the scores
 
 // In the histogram of a digit, from the highest bucket down: the bucket of the `places`-th largest
 // key goes to the digit's place in shared.prefix, the places left in it to shared.places. All
@@ -167,56 +317,28 @@ __device__ void FindCutOff(const float* scores, int32_t end, int32_t places, Lis
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(kListThreads)
-    WriteListsKernel(const __grid_constant__ SelectUnitsParams params) {
-  __shared__ ListShared shared;
-  const auto index = static_cast<int32_t>(blockIdx.x);
-  if (index >= params.batch.counts[kDecodeRows] * params.retrieval.layout.heads) {
-    return;
-  }
-  const auto thread = static_cast<int32_t>(threadIdx.x);
-  const SelectionPair pair(params, index);
-  if (!pair.BeyondBudget(params)) {
-    if (thread == 0) {
-      params.lists.counts[pair.list] = -1;
-    }
-    return;
-  }
-  const bool due = IsDue(params, pair, index);
-  __syncthreads();  // every thread has judged before the list's count changes
-  if (!due) {
-    return;
-  }
-  const int32_t unit_tokens = params.policy.unit_tokens;
-  const int32_t kept = params.policy.token_budget / unit_tokens;
-  const int32_t units = DivideUp(pair.tokens, unit_tokens);
-  const int32_t newest = FirstForcedNewestUnit(pair.tokens, unit_tokens);
-  const int32_t places = kept - 1 - (units - newest);  // units 1 to newest - 1 compete for them
-  const float* scores = UnitScores(params, index);
-  uint32_t cut = ~0u;
-  int32_t ties = 0;  // places left for units with the cut-off score, lower first
-  if (places > 0) {
-    FindCutOff(scores, newest, places, shared);
-    cut = shared.prefix;
-    ties = shared.places;
-  }
-
+// The `places` first units of [1, end), ascending, to `list`. All threads.
+__device__ void KeepByBits(const float* scores, int32_t end, int32_t places, int32_t* list,
+                           ListShared& shared) {
+  FindCutOff(scores, end, places, shared);
+  const uint32_t cut = shared.prefix;
+  const int32_t ties = shared.places;  // places left for units with that score, lower first
   // Each warp a run of units; what the runs before keep comes first.
-  int32_t* list = params.lists.units + pair.list * params.lists.capacity;
+  const auto thread = static_cast<int32_t>(threadIdx.x);
   const int32_t warp = thread / kWarpLanes;
   const int32_t lane = thread % kWarpLanes;
-  const int32_t run = DivideUp(DivideUp(newest, kListWarps), kWarpLanes) * kWarpLanes;
-  const int32_t begin = min(warp * run, newest);
-  const int32_t end = min(begin + run, newest);
+  const int32_t run = DivideUp(DivideUp(end, kListWarps), kWarpLanes) * kWarpLanes;
+  const int32_t run_begin = min(warp * run, end);
+  const int32_t run_end = min(run_begin + run, end);
   const auto above_and_tied = [&](int32_t unit, uint32_t& above, uint32_t& tied) {
-    const bool competes = unit >= 1 && unit < end && places > 0;
+    const bool competes = unit >= 1 && unit < run_end;
     const uint32_t key = competes ? OrderedBits(scores[unit]) : 0u;
-    above = __ballot_sync(kWholeWarp, (competes && key > cut) || unit == 0);
+    above = __ballot_sync(kWholeWarp, competes && key > cut);
     tied = __ballot_sync(kWholeWarp, competes && key == cut);
   };
   int32_t warp_above = 0;
   int32_t warp_tied = 0;
-  for (int32_t first = begin; first < end; first += kWarpLanes) {
+  for (int32_t first = run_begin; first < run_end; first += kWarpLanes) {
     uint32_t above = 0;
     uint32_t tied = 0;
     above_and_tied(first + lane, above, tied);
@@ -234,7 +356,7 @@ __global__ void __launch_bounds__(kListThreads)
     above_before += shared.warp_sums[other];
     tied_before += shared.warp_ties[other];
   }
-  for (int32_t first = begin; first < end; first += kWarpLanes) {
+  for (int32_t first = run_begin; first < run_end; first += kWarpLanes) {
     uint32_t above = 0;
     uint32_t tied = 0;
     above_and_tied(first + lane, above, tied);
@@ -248,10 +370,46 @@ __global__ void __launch_bounds__(kListThreads)
     above_before += __popc(above);
     tied_before += __popc(tied);
   }
+}
+
+__global__ void __launch_bounds__(kListThreads)
+    WriteListsKernel(const __grid_constant__ SelectUnitsParams params) {
+  __shared__ ListShared shared;
+  LetNextKernelStart();
+  const auto index = static_cast<int32_t>(blockIdx.x);
+  if (index >= params.batch.counts[kDecodeRows] * params.retrieval.layout.heads) {
+    WaitForEarlierKernels();
+    return;
+  }
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  const SelectionPair pair(params, index);
+  WaitForEarlierKernels();
+  if (!pair.BeyondBudget(params)) {
+    if (thread == 0) {
+      params.lists.counts[pair.list] = -1;
+    }
+    return;
+  }
+  const bool due = IsDue(params, pair, index);
+  __syncthreads();  // every thread has judged before the list's count changes
+  if (!due) {
+    return;
+  }
+  const int32_t unit_tokens = params.policy.unit_tokens;
+  const int32_t kept = params.policy.token_budget / unit_tokens;
+  const int32_t units = DivideUp(pair.tokens, unit_tokens);
+  const int32_t newest = FirstForcedNewestUnit(pair.tokens, unit_tokens);
+  const int32_t places = kept - 1 - (units - newest);  // units 1 to newest - 1 compete for them
+  const float* scores = UnitScores(params, index);
+  int32_t* list = params.lists.units + pair.list * params.lists.capacity;
+  if (places > 0 && !KeepByASample(scores, newest, places, list + 1, shared)) {
+    KeepByBits(scores, newest, places, list + 1, shared);
+  }
   for (int32_t unit = newest + thread; unit < units; unit += kListThreads) {
     list[1 + places + unit - newest] = unit;
   }
   if (thread == 0) {
+    list[0] = 0;
     params.lists.counts[pair.list] = kept;
     if (params.lists.made != nullptr) {
       ++params.lists.made[pair.list];
@@ -280,10 +438,10 @@ void SelectUnits(const SelectUnitsParams& params, cudaStream_t stream) {
   }
   const dim3 blocks(static_cast<unsigned>(pairs));
   if (params.policy.reuse_distance > 0.0f) {
-    Launch("select_units", JudgeQueriesKernel, blocks, kWarpLanes, 0, stream, params);
+    LaunchDependent("select_units", JudgeQueriesKernel, blocks, kWarpLanes, 0, stream, params);
   }
   ScoreUnits(params, stream);
-  Launch("select_units", WriteListsKernel, blocks, kListThreads, 0, stream, params);
+  LaunchDependent("select_units", WriteListsKernel, blocks, kListThreads, 0, stream, params);
 }
 
 int64_t SelectUnitsWorkspace(const SelectUnitsParams& params) {
