@@ -1,4 +1,5 @@
 // lserve inspect: what fits, what a token costs, which heads stream.
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 
@@ -19,7 +20,11 @@ constexpr double kMiB = 1024.0 * 1024.0;
 
 Result<OrderedJson> InspectMode(const LoadedModel& model, const std::string& attention) {
   ASSIGN_OR_RETURN(const AttentionMode mode, model.Mode(attention));
-  ASSIGN_OR_RETURN(const RunnerOptions options, model.Options());
+  ASSIGN_OR_RETURN(RunnerOptions options, model.Options());
+  if (model.backend->facts().own_memory && options.kv_cache_bytes == 0) {
+    // Without activations and graphs, which only a runner has; negative: not even the weights fit.
+    options.kv_cache_bytes = std::max<int64_t>(model.MemoryLeft(), 1);
+  }
   ASSIGN_OR_RETURN(
       const CacheConfig cache,
       LlamaRunner::MakeCacheConfig(model.config, mode, options, model.ActivationsDType()));

@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "cli/command.h"
 #include "engine/engine.h"
+#include "engine/memory_report.h"
 #include "engine/sampling.h"
 #include "server/server.h"
 
@@ -35,10 +36,11 @@ void LogStartUp(const LoadedModel& model, const std::vector<std::string>& modes,
   for (size_t i = 0; i < modes.size(); ++i) {
     const LlamaRunner& runner = *runners[i];
     const CacheConfig& cache = runner.cache().config();
-    spdlog::info("{}: context {} tokens, {} sequences, cache of {} tokens, {:.0f} KV bytes a token",
-                 modes[i], runner.limits().max_model_len, runner.limits().max_num_seqs,
-                 cache.retrieval_pages * kPageTokens,
-                 static_cast<double>(cache.RetrievalPageBytes()) / kPageTokens);
+    spdlog::info("{}: context {} tokens, {} sequences", modes[i], runner.limits().max_model_len,
+                 runner.limits().max_num_seqs);
+    for (const std::string& line : ReportMemory(model, runner).Lines()) {
+      spdlog::info("{}: {}", modes[i], line);
+    }
     if (modes[i] == "dense") {
       continue;
     }
@@ -91,8 +93,9 @@ Status Load(const ServeArguments& arguments, Loaded* loaded) {
   const LoadedModel& model = loaded->model;
   std::vector<std::unique_ptr<Runner>> runners;
   std::vector<const LlamaRunner*> started;
-  for (const std::string& mode : modes) {
-    ASSIGN_OR_RETURN(std::unique_ptr<LlamaRunner> runner, model.MakeRunner(mode));
+  for (size_t i = 0; i < modes.size(); ++i) {
+    ASSIGN_OR_RETURN(std::unique_ptr<LlamaRunner> runner,
+                     model.MakeRunner(modes[i], std::ssize(modes) - static_cast<int64_t>(i)));
     started.push_back(runner.get());
     runners.push_back(std::move(runner));
   }

@@ -6,6 +6,7 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "model/model_bytes.h"
 #include "model/shapes.h"
 
 namespace lserve {
@@ -101,6 +102,12 @@ Status LoadedModel::OpenBackend() {
 Status LoadedModel::LoadWeights(const std::function<void(double)>& progress) {
   const DType dtype = ActivationsDType();
   RETURN_IF_ERROR(backend->SupportsActivations(dtype));
+  const DeviceFacts& facts = backend->facts();
+  const int64_t bytes = WeightBytes(config, dtype);
+  if (facts.own_memory && bytes > backend->FreeBytes()) {
+    return ResourceExhausted("the weights of {} take {} bytes, {} of {} bytes of {} are free", name,
+                             bytes, backend->FreeBytes(), facts.memory_bytes, facts.name);
+  }
   if (path.empty()) {
     ASSIGN_OR_RETURN(weights, ModelWeights::Random(config, kShapeSeed, dtype, *backend, progress));
   } else {
@@ -148,7 +155,7 @@ Result<RunnerOptions> LoadedModel::Options() const {
   options.max_batched_tokens = static_cast<int32_t>(settings.max_num_batched_tokens);
   options.audit_rate = settings.audit_rate;
   options.kv_cache_bytes = static_cast<int64_t>(settings.kv_cache_gib * 1024.0 * 1024.0 * 1024.0);
-  if (options.kv_cache_bytes == 0) {
+  if (options.kv_cache_bytes == 0 && !backend->facts().own_memory) {
     // Full contexts for every slot, unless that is more than a share of the memory that is free;
     // the list of modes shares it.
     ASSIGN_OR_RETURN(const std::vector<std::string> modes, settings.AttentionNames());
@@ -160,16 +167,63 @@ Result<RunnerOptions> LoadedModel::Options() const {
   return options;
 }
 
-Result<std::unique_ptr<LlamaRunner>> LoadedModel::MakeRunner(const std::string& attention,
-                                                             const RunnerOptions& options) const {
-  CHECK(weights != nullptr);
-  ASSIGN_OR_RETURN(const AttentionMode mode, Mode(attention));
-  return LlamaRunner::Make(*backend, weights, mode, options);
+int64_t LoadedModel::MemoryLeft() const {
+  const auto total = static_cast<double>(backend->facts().memory_bytes);
+  const double used = total - static_cast<double>(backend->FreeBytes());
+  const int64_t to_load = weights == nullptr ? WeightBytes(config, ActivationsDType()) : 0;
+  return static_cast<int64_t>(settings.gpu_memory_utilization * total - used) - to_load;
 }
 
-Result<std::unique_ptr<LlamaRunner>> LoadedModel::MakeRunner(const std::string& attention) const {
+// What else a runner takes, its graphs and the libraries' memory included, is measured with one
+// that has a single page.
+Result<int64_t> LoadedModel::MeasurePools(const AttentionMode& mode, const RunnerOptions& options,
+                                          int64_t sharers) const {
+  ASSIGN_OR_RETURN(const CacheConfig cache,
+                   LlamaRunner::MakeCacheConfig(config, mode, options, ActivationsDType()));
+  RunnerOptions single_page = options;
+  single_page.kv_cache_bytes = cache.FixedBytes() + cache.RetrievalPageBytes();
+  ASSIGN_OR_RETURN(const std::unique_ptr<LlamaRunner> runner,
+                   LlamaRunner::Make(*backend, weights, mode, single_page));
+  const int64_t left = MemoryLeft();
+  if (left < 0) {
+    return ResourceExhausted(
+        "weights, activations and one page of KV cache take {} bytes more than "
+        "--gpu-memory-utilization {} of {} bytes",
+        -left, settings.gpu_memory_utilization, backend->facts().memory_bytes);
+  }
+  return left / sharers + single_page.kv_cache_bytes;
+}
+
+Result<std::unique_ptr<LlamaRunner>> LoadedModel::MakeRunner(const AttentionMode& mode,
+                                                             const RunnerOptions& options,
+                                                             int64_t sharers) const {
+  CHECK(weights != nullptr);
+  if (!backend->facts().own_memory) {
+    return LlamaRunner::Make(*backend, weights, mode, options);
+  }
+  RunnerOptions sized = options;
+  if (sized.kv_cache_bytes == 0) {
+    ASSIGN_OR_RETURN(sized.kv_cache_bytes, MeasurePools(mode, options, sharers));
+  }
+  ASSIGN_OR_RETURN(const CacheConfig cache,
+                   LlamaRunner::MakeCacheConfig(config, mode, sized, ActivationsDType()));
+  if (const int64_t pages = TwoLaneCache::PagesFor(sized.max_model_len);
+      pages > cache.retrieval_pages) {
+    return ResourceExhausted(
+        "a sequence of {} tokens takes {} bytes of KV cache, {} are left for it: {} tokens fit; "
+        "lower --max-model-len or raise --gpu-memory-utilization {}",
+        sized.max_model_len, pages * cache.RetrievalPageBytes(),
+        cache.retrieval_pages * cache.RetrievalPageBytes(),
+        (cache.retrieval_pages + 1) * kPageTokens, settings.gpu_memory_utilization);
+  }
+  return LlamaRunner::Make(*backend, weights, mode, sized);
+}
+
+Result<std::unique_ptr<LlamaRunner>> LoadedModel::MakeRunner(const std::string& attention,
+                                                             int64_t sharers) const {
+  ASSIGN_OR_RETURN(const AttentionMode mode, Mode(attention));
   ASSIGN_OR_RETURN(const RunnerOptions options, Options());
-  return MakeRunner(attention, options);
+  return MakeRunner(mode, options, sharers);
 }
 
 }  // namespace lserve

@@ -53,15 +53,28 @@ struct LoadedModel {
   }
   // The mode called "lserve" or "dense", with the settings' values.
   Result<AttentionMode> Mode(const std::string& attention) const;
-  // Sizes one mode's cache by the settings and by the device's free memory.
+  // Sizes one mode's cache by the settings and by the host's free memory. Of a device with memory
+  // of its own kv_cache_bytes stays 0 unless the settings say: MakeRunner decides.
   Result<RunnerOptions> Options() const;
-  // A runner with these options. Errors: those of LlamaRunner::Make.
+  // A runner of the mode. On a device with memory of its own kv_cache_bytes 0 is what
+  // --gpu-memory-utilization leaves, of which a share of 1 / `sharers` goes to this runner's pools.
+  // Errors: those of LlamaRunner::Make; kResourceExhausted: there a sequence of max_model_len
+  // tokens does not fit, and what would.
+  Result<std::unique_ptr<LlamaRunner>> MakeRunner(const AttentionMode& mode,
+                                                  const RunnerOptions& options,
+                                                  int64_t sharers = 1) const;
+  // The mode called so, with the settings' options.
   Result<std::unique_ptr<LlamaRunner>> MakeRunner(const std::string& attention,
-                                                  const RunnerOptions& options) const;
-  Result<std::unique_ptr<LlamaRunner>> MakeRunner(const std::string& attention) const;
+                                                  int64_t sharers = 1) const;
+
+  // Of a device's own memory, what --gpu-memory-utilization leaves now; the weights count as
+  // loaded. May be negative.
+  int64_t MemoryLeft() const;
 
  private:
   Status OpenBackend();
+  Result<int64_t> MeasurePools(const AttentionMode& mode, const RunnerOptions& options,
+                               int64_t sharers) const;
 };
 
 }  // namespace lserve

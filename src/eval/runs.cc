@@ -97,7 +97,7 @@ Result<std::unique_ptr<LlamaRunner>> MakeRunner(const LoadedModel& model, const 
   }
   ASSIGN_OR_RETURN(RunnerOptions options, model.Options());
   options.max_logit_rows = max_logit_rows;
-  return LlamaRunner::Make(*model.backend, model.weights, mode, options);
+  return model.MakeRunner(mode, options);
 }
 
 Result<std::vector<int32_t>> EncodeChat(const LoadedModel& model,

@@ -32,6 +32,15 @@ Status ForwardPass::Allocate(const BatchView& batch) {
   return OkStatus();
 }
 
+int64_t ForwardPass::bytes() const {
+  int64_t bytes = 0;
+  for (const Buffer* buffer : {&residual_, &normed_, &qkv_, &q_, &attended_, &intermediate_,
+                               &angles_, &logits_, &workspace_}) {
+    bytes += buffer->bytes();
+  }
+  return bytes;
+}
+
 AddRmsNormParams ForwardPass::Norm(RowSet rows, const Buffer& weight) const {
   return AddRmsNormParams{.batch = batch_,
                           .rows = rows,

@@ -33,6 +33,7 @@ class ForwardPass {
   const Buffer& attended() const { return attended_; }  // the same
   const Buffer& logits() const { return logits_; }      // [max_logit_rows, vocab_size] float32
   void* workspace() const { return workspace_.data(); }
+  int64_t bytes() const;  // of activations, logits and workspace
   int32_t q_heads() const { return static_cast<int32_t>(weights_.config.num_q_heads); }
   int32_t group() const {
     return static_cast<int32_t>(weights_.config.num_q_heads / weights_.config.num_kv_heads);

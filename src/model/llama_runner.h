@@ -75,6 +75,12 @@ class LlamaRunner : public Runner {
 
   const AttentionMode& mode() const { return mode_; }
   const TwoLaneCache& cache() const { return *cache_; }
+  // Bytes of what a step works with: activations, logits, workspace, and by slot token counts and
+  // lists of units.
+  int64_t ActivationBytes() const {
+    return forward_.bytes() + step_device_.bytes() + token_counts_.bytes() + prompt_seen_.bytes() +
+           units_.bytes() + unit_queries_.bytes();
+  }
 
  private:
   LlamaRunner(Backend& backend, std::shared_ptr<const ModelWeights> weights, AttentionMode mode);

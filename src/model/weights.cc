@@ -68,6 +68,14 @@ class Loader {
   };
   Result<std::unique_ptr<PackedLinear>> StackRows(const std::vector<Rows>& parts, int64_t columns,
                                                   bool fused_silu) {
+    if (parts.size() == 1 && parts[0].order.size() == 1) {  // as it lies in the file
+      const Rows& whole = parts[0];
+      const int64_t shape[] = {whole.block_rows, columns};
+      ASSIGN_OR_RETURN(const TensorInfo* tensor, checkpoint_.Get(whole.name, shape));
+      return backend_.PackLinear(
+          LinearWeight{tensor->bytes.data(), tensor->dtype, whole.block_rows, columns},
+          activations_, fused_silu);
+    }
     DType dtype = DType::kFloat32;
     int64_t rows = 0;
     Bytes host;
