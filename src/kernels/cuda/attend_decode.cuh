@@ -28,11 +28,12 @@ namespace lserve::cuda {
 
 inline constexpr int32_t kDecodeThreads = 128;
 inline constexpr int32_t kDecodeWarps = kDecodeThreads / kWarpLanes;
-inline constexpr int32_t kDecodeQueries = 8;     // of a group, in one item
-inline constexpr int32_t kDecodeBatch = 128;     // units whose places are looked up at once
-inline constexpr int32_t kRecordOutput = 4;      // floats before a record's output
-inline constexpr int32_t kMaxSegments = 256;     // of one row and KV head
-inline constexpr int32_t kWantedSegments = 512;  // of all KV heads of a row
+inline constexpr int32_t kDecodeQueries = 8;  // of a group, in one item
+inline constexpr int32_t kDecodeBatch = 128;  // units whose places are looked up at once
+inline constexpr int32_t kRecordOutput = 4;   // floats before a record's output
+inline constexpr int32_t kMaxSegments = 256;  // of one row and KV head
+// Of all KV heads of a row: one for each block that an H100 or H200 has at once.
+inline constexpr int32_t kWantedSegments = 264;
 inline constexpr int32_t kLeastSegmentUnits = 4;
 inline constexpr int32_t kUnbounded = 0x3FFFFFFF;
 

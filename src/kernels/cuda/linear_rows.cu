@@ -4,7 +4,7 @@
 // the warps. Which block computes an output, and with how many rows, does not change the sum.
 //
 // Bytes: the weight. Target: the bandwidth of memory, which wants some 4 MB under way on the
-// largest devices. So each warp has a ring of asynchronous copies, 12 KB of its own, which runs on
+// largest devices. So each warp has a ring of asynchronous copies, 8 KB of its own, which runs on
 // from one output to the next; a multiprocessor has room for the blocks of two kernels. The ring is
 // filled before the wait for the input, and the next kernel is let in when the last copy is under
 // way: the weights of one layer flow while the one before drains and what lies between them runs.
@@ -28,9 +28,9 @@ constexpr int32_t kRowBytes = kStep * 2;
 constexpr int32_t kStageBytes = kBlockOutputs * kRowBytes;
 static_assert(kLinearDepthMultiple % kStep == 0 && kLinearRowMultiple % kBlockOutputs == 0);
 
-// Stages of a warp's ring: two blocks fit a multiprocessor with dependent launch, which has 227 KB,
-// and one fits any.
-constexpr int32_t Stages(bool dependent_launch) { return dependent_launch ? 6 : 5; }
+// Stages of a warp's ring. Two blocks fit a multiprocessor with dependent launch, which has 227 KB,
+// and leave 90 KB for the first-level cache, where the inputs of eight rows of 4096 stay.
+constexpr int32_t kStages = 4;
 
 template <int32_t kTiles>
 using Partial = float[kWarps][kTiles][4][kWarpThreads];
@@ -153,18 +153,12 @@ __device__ void Finish(const LinearArguments& arguments, int32_t output_block, i
 
 // kTiles: tiles of batch rows that an item has.
 template <int32_t kTiles>
-constexpr int32_t SharedBytes(int32_t stages) {
-  return stages * kWarps * kStageBytes + static_cast<int32_t>(sizeof(Partial<kTiles>));
-}
+constexpr int32_t kSharedBytes = kStages* kWarps* kStageBytes +
+                                 static_cast<int32_t>(sizeof(Partial<kTiles>));
 
 template <int32_t kTiles, bool kAligned, typename Output>
 __global__ void __launch_bounds__(kThreads)
     LinearRowsKernel(const __grid_constant__ LinearArguments arguments) {
-#if defined(__CUDA_ARCH__)
-  constexpr int32_t kStages = Stages(__CUDA_ARCH__ >= 900);
-#else
-  constexpr int32_t kStages = Stages(false);
-#endif
   constexpr int32_t kItemRows = kTiles * kTileRows;
   const auto warp = static_cast<int32_t>(threadIdx.x) / kWarpThreads;
   const auto lane = static_cast<int32_t>(threadIdx.x) % kWarpThreads;
@@ -186,6 +180,22 @@ __global__ void __launch_bounds__(kThreads)
   const int32_t items = arguments.packed_rows / kBlockOutputs * row_tiles;
   const int32_t steps = arguments.padded_depth / kStep;
   const int32_t swap = 4 * (g % 2);  // as Fetch places chunks
+  // The lane's part of the input for a step; it is asked for one step ahead.
+  uint4 x[kTiles][2];
+  int32_t asked_row = -1;  // the first of the rows that x holds for the warp's first step
+  const auto ask = [&](int32_t first_row, int32_t step) {
+#pragma unroll
+    for (int32_t tile = 0; tile < kTiles; ++tile) {
+      const int32_t row = first_row + tile * kTileRows + g;
+#pragma unroll
+      for (int32_t half = 0; half < 2; ++half) {
+        x[tile][half] = row < rows
+                            ? LoadInput<kAligned>(arguments.input + int64_t{row} * arguments.depth,
+                                                  step * kStep + 32 * half + 8 * t, arguments.depth)
+                            : uint4{};
+      }
+    }
+  };
   int32_t stage = 0;
   for (auto item = static_cast<int32_t>(blockIdx.x); item < items;
        item += static_cast<int32_t>(gridDim.x)) {
@@ -193,20 +203,12 @@ __global__ void __launch_bounds__(kThreads)
     if (first_row >= rows) {
       continue;
     }
+    if (asked_row != first_row) {
+      ask(first_row, warp);
+    }
+    asked_row = first_row;
     float sums[kTiles][4] = {};
     for (int32_t step = warp; step < steps; step += kWarps) {
-      uint4 x[kTiles][2];
-#pragma unroll
-      for (int32_t tile = 0; tile < kTiles; ++tile) {
-        const int32_t row = first_row + tile * kTileRows + g;
-#pragma unroll
-        for (int32_t half = 0; half < 2; ++half) {
-          x[tile][half] =
-              row < rows ? LoadInput<kAligned>(arguments.input + int64_t{row} * arguments.depth,
-                                               step * kStep + 32 * half + 8 * t, arguments.depth)
-                         : uint4{};
-        }
-      }
       WaitCopies<kStages - 1>();
       __syncwarp();
       std::byte* data = ring + stage * kStageBytes;
@@ -220,11 +222,19 @@ __global__ void __launch_bounds__(kThreads)
       __syncwarp();  // the stage has been read
       Fetch(arguments.padded_depth, walk, data);
       stage = stage + 1 == kStages ? 0 : stage + 1;
+      uint4 input[kTiles][2];
+#pragma unroll
+      for (int32_t tile = 0; tile < kTiles; ++tile) {
+        input[tile][0] = x[tile][0];
+        input[tile][1] = x[tile][1];
+      }
+      // Behind the last step comes an item with the same rows, or one that asks again.
+      ask(first_row, step + kWarps < steps ? step + kWarps : warp);
 #pragma unroll
       for (int32_t half = 0; half < 2; ++half) {
 #pragma unroll
         for (int32_t tile = 0; tile < kTiles; ++tile) {
-          const uint4& in = x[tile][half];
+          const uint4& in = input[tile][half];
           MultiplyAdd(sums[tile], high[half].x, low[half].x, high[half].y, low[half].y, in.x, in.y);
           MultiplyAdd(sums[tile], high[half].z, low[half].z, high[half].w, low[half].w, in.z, in.w);
         }
@@ -249,7 +259,7 @@ void Run(const LinearArguments& arguments, cudaStream_t stream) {
   const auto kernel = arguments.depth % 8 == 0 ? LinearRowsKernel<kTiles, true, Output>
                                                : LinearRowsKernel<kTiles, false, Output>;
   LaunchDependent("linear, rows", kernel, static_cast<uint32_t>(PersistentBlocks(items, 1)),
-                  kThreads, SharedBytes<kTiles>(Stages(HasDependentLaunch())), stream, arguments);
+                  kThreads, kSharedBytes<kTiles>, stream, arguments);
 }
 
 }  // namespace
