@@ -15,7 +15,8 @@
 // with the highest that it has seen, this block included, and a warp whose rows all leave the block
 // out goes on after Q K^T.
 //
-// Operations: 4 x keys seen x head size, for each row and head, on m16n8k16.
+// Operations: 4 x keys seen x head size, for each row and head, on m16n8k16. Hopper has its own
+// variant for most shapes (attend_prefill_wgmma.cuh).
 #pragma once
 
 #include <cmath>

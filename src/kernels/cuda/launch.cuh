@@ -47,6 +47,20 @@ inline bool HasDependentLaunch() {
   return has;
 }
 
+// Whether the current device runs code of architecture 90a, as no other does.
+inline bool HasWarpgroups() {
+  static const bool has = [] {
+    int device = 0;
+    int major = 0;
+    int minor = 0;
+    CHECK(cudaGetDevice(&device) == cudaSuccess);
+    CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess);
+    CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess);
+    return major == 9 && minor == 0;
+  }();
+  return has;
+}
+
 // How a kernel is launched: `attributes` of its configuration.
 template <typename... Args>
 void LaunchWith(std::span<const cudaLaunchAttribute> attributes, const char* op,

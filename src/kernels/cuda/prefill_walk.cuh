@@ -107,7 +107,12 @@ class BlockWalk {
     }
     return i;
   }
+  // Whether the chunk reaches the block at place i.
+  __device__ bool Reaches(int32_t i) const { return (*this)[i] < end_block_; }
   __device__ int32_t size() const { return size_; }
+  // Of a streaming head: blocks [0, sink_end), then from window_begin on.
+  __device__ int32_t sink_end() const { return first_end_; }
+  __device__ int32_t window_begin() const { return second_begin_; }
   __device__ int32_t operator[](int32_t i) const {
     return ids_ != nullptr     ? ids_[i]
            : walked_from_ >= 0 ? WalkedBlock(walked_from_, i)
@@ -122,6 +127,58 @@ class BlockWalk {
   int32_t first_end_ = 0;  // blocks [0, first_end), then from second_begin on
   int32_t second_begin_ = 0;
   int32_t size_ = 0;
+};
+
+// The steps of a task whose pages are not boxed: one KV block each, in the order of the walk, or
+// two. Two share a step by their places in a list or, without one, by their numbers (2 i and 2 i +
+// 1), so that it does not depend on the chunk which do.
+inline constexpr int32_t kNoPage = 1 << 24;  // missing from a step: behind every row
+
+template <int32_t kPages>
+class StepWalk {
+ public:
+  __device__ StepWalk(const AttendPrefillParams& params, const PrefillTask& task)
+      : blocks_(params, task) {
+    int32_t places = blocks_.size();
+    while (places > 0 && !blocks_.Reaches(places - 1)) {
+      --places;
+    }
+    places_ = places;
+    size_ = (places + kPages - 1) / kPages;
+    if constexpr (kPages == 2) {
+      if (task.streams) {
+        // The sink's steps, then those of the window, which may share one with it.
+        sink_end_ = blocks_.sink_end();
+        window_begin_ = blocks_.window_begin();
+        end_ = (task.end - 1) / kPageTokens + 1;
+        sink_steps_ = (sink_end_ + 1) / 2;
+        first_step_ = max(sink_steps_, window_begin_ / 2);
+        size_ = sink_steps_ + max(0, (end_ + 1) / 2 - first_step_);
+      }
+    }
+  }
+
+  __device__ int32_t size() const { return size_; }
+  // The KV block in a slot of a step, or kNoPage.
+  __device__ int32_t Page(int32_t step, int32_t slot) const {
+    if (end_ > 0) {
+      const int32_t of = step < sink_steps_ ? step : first_step_ + step - sink_steps_;
+      const int32_t page = of * kPages + slot;
+      return page < end_ && (page < sink_end_ || page >= window_begin_) ? page : kNoPage;
+    }
+    const int32_t place = step * kPages + slot;
+    return place < places_ && blocks_.Reaches(place) ? blocks_[place] : kNoPage;
+  }
+
+ private:
+  BlockWalk blocks_;
+  int32_t places_ = 0;
+  int32_t size_ = 0;
+  int32_t sink_end_ = 0;      // of a streaming head: pages [0, sink_end)
+  int32_t window_begin_ = 0;  // and [window_begin, end)
+  int32_t end_ = 0;           // or 0
+  int32_t sink_steps_ = 0;
+  int32_t first_step_ = 0;  // of the window, in pairs of pages
 };
 
 // A visit of a KV block: in full, or as its codes read back.

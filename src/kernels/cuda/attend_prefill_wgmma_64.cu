@@ -1,0 +1,6 @@
+// Prefill attention by warpgroups for a padded head size of 64.
+#include "kernels/cuda/attend_prefill_wgmma.cuh"
+
+namespace lserve::cuda {
+LSERVE_INSTANTIATE_ATTEND_PREFILL_WGMMA(64)
+}  // namespace lserve::cuda
