@@ -1,13 +1,14 @@
 // output[r, :] = epilogue(weight * input[r, :]) for few rows: every weight is read once for each 32
-// rows, and nothing else matters. A block takes 16 packed rows of the weight in turn; its warps
-// take turns along the depth, 64 elements at a time, and add up in shared memory in the order of
-// the warps. Which block computes an output, and with how many rows, does not change the sum.
+// rows, and nothing else matters. A block takes 16 or 32 packed rows of the weight in turn; its
+// warps take turns along the depth, 64 elements at a time, and add up in shared memory in the order
+// of the warps. Which block computes an output, and with how many rows, does not change the sum.
 //
 // Bytes: the weight. Target: the bandwidth of memory, which wants some 4 MB under way on the
-// largest devices. So each warp has a ring of asynchronous copies, 8 KB of its own, which runs on
-// from one output to the next; a multiprocessor has room for the blocks of two kernels. The ring is
-// filled before the wait for the input, and the next kernel is let in when the last copy is under
-// way: the weights of one layer flow while the one before drains and what lies between them runs.
+// largest devices. So each warp has a ring of asynchronous copies, 12 KB of its own, which runs on
+// from one output to the next. The ring is filled before the wait for the input, and the next
+// kernel is let in then: a multiprocessor has room for the blocks of two, so that the weights of
+// one layer flow while the one before drains and what lies between them runs. With 32 rows the
+// input, which comes from the second-level cache, is read half as often.
 //
 // A lane multiplies 16 bytes of the packed rows g and g + 8 as they lie: as the order of the depth
 // within a product does not matter, its 8 elements serve as its parts of two products of depth 16;
@@ -21,22 +22,31 @@ namespace {
 
 constexpr int32_t kWarps = 8;
 constexpr int32_t kThreads = kWarps * kWarpThreads;
-constexpr int32_t kBlockOutputs = 16;  // packed rows of the weight that a block takes at a time
+constexpr int32_t kGroupOutputs = 16;  // packed rows of the weight in a product
 constexpr int32_t kTileRows = 8;       // rows of the batch in a tensor core product
 constexpr int32_t kStep = 64;          // elements of the depth that a warp takes at a time
 constexpr int32_t kRowBytes = kStep * 2;
-constexpr int32_t kStageBytes = kBlockOutputs * kRowBytes;
-static_assert(kLinearDepthMultiple % kStep == 0 && kLinearRowMultiple % kBlockOutputs == 0);
+constexpr int32_t kGroupBytes = kGroupOutputs * kRowBytes;
+static_assert(kLinearDepthMultiple % kStep == 0 && kLinearRowMultiple % kGroupOutputs == 0);
 
-// Stages of a warp's ring. Two blocks fit a multiprocessor with dependent launch, which has 227 KB,
-// and leave 90 KB for the first-level cache, where the inputs of eight rows of 4096 stay.
-constexpr int32_t kStages = 4;
-
-template <int32_t kTiles>
-using Partial = float[kWarps][kTiles][4][kWarpThreads];
+// What an instance computes: items of kGroups groups of packed rows and kTiles tiles of batch rows.
+template <int32_t kGroups_, int32_t kTiles_>
+struct RowsShape {
+  static constexpr int32_t kGroups = kGroups_;
+  static constexpr int32_t kTiles = kTiles_;
+  static constexpr int32_t kOutputs = kGroups * kGroupOutputs;
+  static constexpr int32_t kRows = kTiles * kTileRows;
+  // A warp's ring; two blocks fit a multiprocessor of 227 KB.
+  static constexpr int32_t kStages = 6 / kGroups;
+  static constexpr int32_t kStageBytes = kGroups * kGroupBytes;
+  using Partial = float[kWarps][kGroups][kTiles][4][kWarpThreads];
+  static constexpr int32_t kBytes =
+      kWarps * kStages * kStageBytes + static_cast<int32_t>(sizeof(Partial));
+};
 
 // The steps of the weight that a warp loads, in order: of each item, which is an output block and a
 // tile of rows, every kWarps-th one.
+template <typename Shape>
 class Walk {
  public:
   // active_tiles: those that have rows.
@@ -45,7 +55,7 @@ class Walk {
       : arguments_(arguments),
         row_tiles_(row_tiles),
         active_tiles_(active_tiles),
-        items_(arguments.packed_rows / kBlockOutputs * row_tiles),
+        items_((arguments.packed_rows + Shape::kOutputs - 1) / Shape::kOutputs * row_tiles),
         first_((lane / 8) * int64_t{arguments.padded_depth} + warp * kStep + lane % 8 * 8),
         item_(static_cast<int32_t>(blockIdx.x) - static_cast<int32_t>(gridDim.x)) {
     if (warp * kStep < arguments.padded_depth) {
@@ -72,7 +82,7 @@ class Walk {
     do {
       item_ += static_cast<int32_t>(gridDim.x);
     } while (!Done() && item_ % row_tiles_ >= active_tiles_);
-    const int64_t row = int64_t{item_ / row_tiles_} * kBlockOutputs;
+    const int64_t row = int64_t{item_ / row_tiles_} * Shape::kOutputs;
     from_ = arguments_.weight + row * arguments_.padded_depth + first_;
     left_ = arguments_.padded_depth - static_cast<int32_t>(threadIdx.x) / kWarpThreads * kStep;
   }
@@ -90,94 +100,101 @@ class Walk {
 // Begins the copies of the walk's next step, if there is one, and closes their group. Chunk c of
 // row r, 16 bytes, lies at c ^ 4 (r % 2): the two rows that a quarter of a warp reads at once lie
 // in different banks.
-__device__ __forceinline__ void Fetch(int64_t padded_depth, Walk& walk, std::byte* stage) {
+template <typename Shape>
+__device__ __forceinline__ void Fetch(int64_t padded_depth, Walk<Shape>& walk, std::byte* stage) {
   if (!walk.Done()) {
     const auto lane = static_cast<int32_t>(threadIdx.x) % kWarpThreads;
     const int32_t row = lane / 8;
     std::byte* to = stage + row * kRowBytes + (lane % 8 ^ 4 * (row % 2)) * 16;
 #pragma unroll
-    for (int32_t i = 0; i < kBlockOutputs / 4; ++i) {
+    for (int32_t i = 0; i < Shape::kOutputs / 4; ++i) {
       CopyAsync16(to + i * 4 * kRowBytes, walk.from() + i * 4 * padded_depth);
     }
     walk.Advance();
-    if (walk.Done()) {
-      LetNextKernelStart();
-    }
   }
   CommitCopies();
 }
 
-// The warps' sums of an item become its outputs: a thread finishes outputs g and g + 8 of one row;
-// under SiLU, gate and up. Begins with a barrier.
-template <int32_t kTiles, typename Output>
-__device__ void Finish(const LinearArguments& arguments, int32_t output_block, int32_t first_row,
-                       int32_t rows, const Partial<kTiles>& partial) {
-  static_assert(kTiles * 2 * kWarpThreads <= kThreads);
+// The warps' sums of an item become its outputs: a thread finishes outputs g and g + 8 of one row
+// in each group; under SiLU, gate and up. Begins with a barrier.
+template <typename Shape, typename Output>
+__device__ void Finish(const LinearArguments& arguments, int32_t item_outputs, int32_t first_row,
+                       int32_t rows, const typename Shape::Partial& partial) {
+  static_assert(Shape::kTiles * 2 * kWarpThreads <= kThreads);
   const auto thread = static_cast<int32_t>(threadIdx.x);
   const int32_t lane = thread % kWarpThreads;
   const int32_t tile = thread / (2 * kWarpThreads);
   const int32_t i = thread / kWarpThreads % 2;
   const int32_t row = first_row + tile * kTileRows + lane % 4 * 2 + i;
-  const bool finishes = tile < kTiles && row < rows;
+  const bool finishes = tile < Shape::kTiles && row < rows;
   const bool silu = arguments.epilogue == Epilogue::kSiluMul;
-  const int32_t column = silu ? output_block * (kBlockOutputs / 2) + lane / 4
-                              : output_block * kBlockOutputs + lane / 4;
-  float addend = 0.0f;
-  float lower_addend = 0.0f;
-  if (finishes && !silu) {
-    addend = column < arguments.columns ? Addend<Output>(arguments, row, column) : 0.0f;
-    lower_addend =
-        column + 8 < arguments.columns ? Addend<Output>(arguments, row, column + 8) : 0.0f;
+  const auto column_of = [&](int32_t group) {
+    const int32_t first = item_outputs * Shape::kOutputs + group * kGroupOutputs;
+    return (silu ? first / 2 : first) + lane / 4;
+  };
+  float addends[Shape::kGroups][2] = {};
+#pragma unroll
+  for (int32_t group = 0; group < Shape::kGroups; ++group) {
+    const int32_t column = column_of(group);
+    if (finishes && !silu) {
+      addends[group][0] =
+          column < arguments.columns ? Addend<Output>(arguments, row, column) : 0.0f;
+      addends[group][1] =
+          column + 8 < arguments.columns ? Addend<Output>(arguments, row, column + 8) : 0.0f;
+    }
   }
   __syncthreads();
   if (!finishes) {
     return;
   }
-  float upper = 0.0f;
-  float lower = 0.0f;
 #pragma unroll
-  for (int32_t w = 0; w < kWarps; ++w) {
-    upper += partial[w][tile][i][lane];
-    lower += partial[w][tile][i + 2][lane];
-  }
-  if (silu) {
-    upper = Silu(upper) * lower;
-  }
-  if (column < arguments.columns) {
-    StoreOutput<Output>(arguments, row, column, upper + addend);
-  }
-  if (!silu && column + 8 < arguments.columns) {
-    StoreOutput<Output>(arguments, row, column + 8, lower + lower_addend);
+  for (int32_t group = 0; group < Shape::kGroups; ++group) {
+    float upper = 0.0f;
+    float lower = 0.0f;
+#pragma unroll
+    for (int32_t w = 0; w < kWarps; ++w) {
+      upper += partial[w][group][tile][i][lane];
+      lower += partial[w][group][tile][i + 2][lane];
+    }
+    if (silu) {
+      upper = Silu(upper) * lower;
+    }
+    const int32_t column = column_of(group);
+    if (column < arguments.columns) {
+      StoreOutput<Output>(arguments, row, column, upper + addends[group][0]);
+    }
+    if (!silu && column + 8 < arguments.columns) {
+      StoreOutput<Output>(arguments, row, column + 8, lower + addends[group][1]);
+    }
   }
 }
 
-// kTiles: tiles of batch rows that an item has.
-template <int32_t kTiles>
-constexpr int32_t kSharedBytes = kStages* kWarps* kStageBytes +
-                                 static_cast<int32_t>(sizeof(Partial<kTiles>));
-
-template <int32_t kTiles, bool kAligned, typename Output>
+template <typename Shape, bool kAligned, typename Output>
 __global__ void __launch_bounds__(kThreads)
     LinearRowsKernel(const __grid_constant__ LinearArguments arguments) {
-  constexpr int32_t kItemRows = kTiles * kTileRows;
+  constexpr int32_t kGroups = Shape::kGroups;
+  constexpr int32_t kTiles = Shape::kTiles;
+  constexpr int32_t kStages = Shape::kStages;
   const auto warp = static_cast<int32_t>(threadIdx.x) / kWarpThreads;
   const auto lane = static_cast<int32_t>(threadIdx.x) % kWarpThreads;
   const int32_t g = lane / 4;
   const int32_t t = lane % 4;
-  auto& partial = *reinterpret_cast<Partial<kTiles>*>(SharedMemory());
-  std::byte* ring = SharedMemory() + sizeof(Partial<kTiles>) + warp * (kStages * kStageBytes);
+  auto& partial = *reinterpret_cast<typename Shape::Partial*>(SharedMemory());
+  std::byte* ring =
+      SharedMemory() + sizeof(typename Shape::Partial) + warp * (kStages * Shape::kStageBytes);
 
   const int32_t rows =
       arguments.counts[arguments.rows == RowSet::kLogits ? kLogitRows : kDecodeRows];
-  const int32_t row_tiles = (arguments.max_rows + kItemRows - 1) / kItemRows;
-  Walk walk(arguments, row_tiles, (rows + kItemRows - 1) / kItemRows, warp, lane);
+  const int32_t row_tiles = (arguments.max_rows + Shape::kRows - 1) / Shape::kRows;
+  Walk<Shape> walk(arguments, row_tiles, (rows + Shape::kRows - 1) / Shape::kRows, warp, lane);
 #pragma unroll
   for (int32_t stage = 0; stage < kStages; ++stage) {
-    Fetch(arguments.padded_depth, walk, ring + stage * kStageBytes);
+    Fetch(arguments.padded_depth, walk, ring + stage * Shape::kStageBytes);
   }
+  LetNextKernelStart();
   WaitForEarlierKernels();
 
-  const int32_t items = arguments.packed_rows / kBlockOutputs * row_tiles;
+  const int32_t items = (arguments.packed_rows + Shape::kOutputs - 1) / Shape::kOutputs * row_tiles;
   const int32_t steps = arguments.padded_depth / kStep;
   const int32_t swap = 4 * (g % 2);  // as Fetch places chunks
   // The lane's part of the input for a step; it is asked for one step ahead.
@@ -199,7 +216,7 @@ __global__ void __launch_bounds__(kThreads)
   int32_t stage = 0;
   for (auto item = static_cast<int32_t>(blockIdx.x); item < items;
        item += static_cast<int32_t>(gridDim.x)) {
-    const int32_t first_row = item % row_tiles * kItemRows;
+    const int32_t first_row = item % row_tiles * Shape::kRows;
     if (first_row >= rows) {
       continue;
     }
@@ -207,17 +224,21 @@ __global__ void __launch_bounds__(kThreads)
       ask(first_row, warp);
     }
     asked_row = first_row;
-    float sums[kTiles][4] = {};
+    float sums[kGroups][kTiles][4] = {};
     for (int32_t step = warp; step < steps; step += kWarps) {
       WaitCopies<kStages - 1>();
       __syncwarp();
-      std::byte* data = ring + stage * kStageBytes;
-      uint4 high[2], low[2];
+      std::byte* data = ring + stage * Shape::kStageBytes;
+      uint4 high[kGroups][2], low[kGroups][2];
 #pragma unroll
-      for (int32_t half = 0; half < 2; ++half) {
-        const std::byte* chunk = data + g * kRowBytes + ((4 * half + t) ^ swap) * 16;
-        high[half] = *reinterpret_cast<const uint4*>(chunk);
-        low[half] = *reinterpret_cast<const uint4*>(chunk + 8 * kRowBytes);
+      for (int32_t group = 0; group < kGroups; ++group) {
+#pragma unroll
+        for (int32_t half = 0; half < 2; ++half) {
+          const std::byte* chunk =
+              data + group * kGroupBytes + g * kRowBytes + ((4 * half + t) ^ swap) * 16;
+          high[group][half] = *reinterpret_cast<const uint4*>(chunk);
+          low[group][half] = *reinterpret_cast<const uint4*>(chunk + 8 * kRowBytes);
+        }
       }
       __syncwarp();  // the stage has been read
       Fetch(arguments.padded_depth, walk, data);
@@ -235,43 +256,65 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
         for (int32_t tile = 0; tile < kTiles; ++tile) {
           const uint4& in = input[tile][half];
-          MultiplyAdd(sums[tile], high[half].x, low[half].x, high[half].y, low[half].y, in.x, in.y);
-          MultiplyAdd(sums[tile], high[half].z, low[half].z, high[half].w, low[half].w, in.z, in.w);
+#pragma unroll
+          for (int32_t group = 0; group < kGroups; ++group) {
+            const uint4& h = high[group][half];
+            const uint4& l = low[group][half];
+            MultiplyAdd(sums[group][tile], h.x, l.x, h.y, l.y, in.x, in.y);
+            MultiplyAdd(sums[group][tile], h.z, l.z, h.w, l.w, in.z, in.w);
+          }
         }
       }
     }
     __syncthreads();  // the item before is finished
 #pragma unroll
-    for (int32_t tile = 0; tile < kTiles; ++tile) {
+    for (int32_t group = 0; group < kGroups; ++group) {
 #pragma unroll
-      for (int32_t i = 0; i < 4; ++i) {
-        partial[warp][tile][i][lane] = sums[tile][i];
+      for (int32_t tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int32_t i = 0; i < 4; ++i) {
+          partial[warp][group][tile][i][lane] = sums[group][tile][i];
+        }
       }
     }
-    Finish<kTiles, Output>(arguments, item / row_tiles, first_row, rows, partial);
+    Finish<Shape, Output>(arguments, item / row_tiles, first_row, rows, partial);
   }
 }
 
-template <int32_t kTiles, typename Output>
+template <typename Shape, typename Output>
 void Run(const LinearArguments& arguments, cudaStream_t stream) {
   const int64_t items =
-      CeilDiv(arguments.max_rows, kTiles * kTileRows) * (arguments.packed_rows / kBlockOutputs);
-  const auto kernel = arguments.depth % 8 == 0 ? LinearRowsKernel<kTiles, true, Output>
-                                               : LinearRowsKernel<kTiles, false, Output>;
+      CeilDiv(arguments.max_rows, Shape::kRows) * CeilDiv(arguments.packed_rows, Shape::kOutputs);
+  const auto kernel = arguments.depth % 8 == 0 ? LinearRowsKernel<Shape, true, Output>
+                                               : LinearRowsKernel<Shape, false, Output>;
   LaunchDependent("linear, rows", kernel, static_cast<uint32_t>(PersistentBlocks(items, 1)),
-                  kThreads, kSharedBytes<kTiles>, stream, arguments);
+                  kThreads, Shape::kBytes, stream, arguments);
+}
+
+// Whether items of 32 packed rows keep the device's blocks as busy, but for a twentieth, as items
+// of 16 do.
+bool TakesTwoGroups(const LinearArguments& arguments) {
+  if (arguments.packed_rows % (2 * kGroupOutputs) != 0) {
+    return false;
+  }
+  const int64_t blocks = Multiprocessors();
+  const int64_t groups = arguments.packed_rows / kGroupOutputs;
+  return 2 * CeilDiv(groups / 2, blocks) * 20 <= CeilDiv(groups, blocks) * 21;
 }
 
 }  // namespace
 
 void LinearRows(const LinearArguments& arguments, DType output_dtype, cudaStream_t stream) {
+  const bool two = TakesTwoGroups(arguments);
   WithOutput(output_dtype, [&]<typename Output>() {
     if (arguments.max_rows <= kTileRows) {
-      Run<1, Output>(arguments, stream);
+      two ? Run<RowsShape<2, 1>, Output>(arguments, stream)
+          : Run<RowsShape<1, 1>, Output>(arguments, stream);
     } else if (arguments.max_rows <= 2 * kTileRows) {
-      Run<2, Output>(arguments, stream);
+      two ? Run<RowsShape<2, 2>, Output>(arguments, stream)
+          : Run<RowsShape<1, 2>, Output>(arguments, stream);
     } else {
-      Run<4, Output>(arguments, stream);
+      Run<RowsShape<1, 4>, Output>(arguments, stream);
     }
   });
 }
