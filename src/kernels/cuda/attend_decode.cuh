@@ -35,6 +35,7 @@ inline constexpr int32_t kMaxSegments = 256;  // of one row and KV head
 // Of all KV heads of a row: one for each block that an H100 or H200 has at once.
 inline constexpr int32_t kWantedSegments = 264;
 inline constexpr int32_t kLeastSegmentUnits = 4;
+inline constexpr int32_t kUnplannedItems = 1056;  // that there can be; four rows of long lists
 inline constexpr int32_t kUnbounded = 0x3FFFFFFF;
 
 // What follows from the POD alone.
@@ -70,6 +71,13 @@ struct DecodeShape {
   __host__ __device__ int32_t Segments(int32_t units) const {
     const int32_t segments = DivideUp(units, SegmentUnits(units));
     return segments < 1 ? 1 : segments;
+  }
+
+  // The most items of a pair of a row and a KV head.
+  __host__ __device__ int32_t MostItems() const { return passes * max_segments; }
+  // Whether steps with room for `rows` decode rows have so few items that they need no plan.
+  __host__ __device__ bool Unplanned(int32_t rows) const {
+    return int64_t{rows} * kv_heads * MostItems() <= kUnplannedItems;
   }
 
   int32_t kv_heads;
@@ -565,7 +573,7 @@ __global__ void __launch_bounds__(kDecodeThreads)
     const UnitWalk walk(params, pair / shape.kv_heads, pair % shape.kv_heads);
     return shape.Segments(walk.size()) * shape.passes;
   };
-  ForPlannedItems<kDecodeThreads>(pairs, plan, items_of, [&](int32_t pair, int32_t item) {
+  const auto attend = [&](int32_t pair, int32_t item) {
     const int32_t row = pair / shape.kv_heads;
     const int32_t kv_head = pair % shape.kv_heads;
     const int32_t segment = item / shape.passes;
@@ -645,26 +653,29 @@ __global__ void __launch_bounds__(kDecodeThreads)
     __syncthreads();
     MergeWarps<kDim>(params, shape, merge, row, q_head, queries, segment,
                      shape.Segments(walk.size()));
-  });
+  };
+  const bool unplanned = shape.Unplanned(params.batch.max_decode_rows);
+  ForPlannedItems<kDecodeThreads>(pairs, plan, items_of, attend, unplanned ? shape.MostItems() : 0);
 }
 
 // Launches the instance for a padded head size that kDim holds.
 template <int32_t kDim>
 void LaunchAttendDecode(const AttendDecodeParams& params, cudaStream_t stream);
 
-#define LSERVE_INSTANTIATE_ATTEND_DECODE(kDim)                                                    \
-  template <>                                                                                     \
-  void LaunchAttendDecode<kDim>(const AttendDecodeParams& params, cudaStream_t stream) {          \
-    const DecodeShape shape(params);                                                              \
-    const int64_t items = int64_t{params.batch.max_decode_rows} * shape.kv_heads * shape.passes * \
-                          shape.max_segments;                                                     \
-    const KvPageLayout& layout = params.retrieval.layout;                                         \
-    const auto kernel = !layout.boxed() || layout.heads == 0 ? AttendDecodeKernel<kDim, 0>        \
-                        : layout.value_bits() == 8           ? AttendDecodeKernel<kDim, 8>        \
-                                                             : AttendDecodeKernel<kDim, 4>;                 \
-    LaunchDependent("attend_decode", kernel,                                                      \
-                    dim3(static_cast<unsigned>(PersistentBlocks(items, 2))), kDecodeThreads,      \
-                    DecodeStages<kDim>::kBytes, stream, params);                                  \
+#define LSERVE_INSTANTIATE_ATTEND_DECODE(kDim)                                                   \
+  template <>                                                                                    \
+  void LaunchAttendDecode<kDim>(const AttendDecodeParams& params, cudaStream_t stream) {         \
+    const DecodeShape shape(params);                                                             \
+    const int64_t items =                                                                        \
+        int64_t{params.batch.max_decode_rows} * shape.kv_heads * shape.MostItems();              \
+    const bool unplanned = shape.Unplanned(params.batch.max_decode_rows);                        \
+    const KvPageLayout& layout = params.retrieval.layout;                                        \
+    const auto kernel = !layout.boxed() || layout.heads == 0 ? AttendDecodeKernel<kDim, 0>       \
+                        : layout.value_bits() == 8           ? AttendDecodeKernel<kDim, 8>       \
+                                                             : AttendDecodeKernel<kDim, 4>;                \
+    LaunchDependent("attend_decode", kernel,                                                     \
+                    dim3(static_cast<unsigned>(unplanned ? items : PersistentBlocks(items, 2))), \
+                    kDecodeThreads, DecodeStages<kDim>::kBytes, stream, params);                 \
   }
 
 }  // namespace lserve::cuda

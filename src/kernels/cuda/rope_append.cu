@@ -79,6 +79,7 @@ class Appender {
     group_ = params.q_heads / params.kv_heads;
   }
 
+  // Finds the row's pages, which the host has said, before it waits for q, k and v.
   __device__ void DecodeRow(int32_t row, int32_t kv_head) const {
     const int32_t slot = params_.batch.row_slot[row];
     const int32_t position = params_.batch.row_position[row];
@@ -86,17 +87,20 @@ class Appender {
     const int32_t token = position % kPageTokens;
     const int32_t retrieval_heads = params_.retrieval.layout.heads;
     if (kv_head >= retrieval_heads) {
-      AppendRows(row, 1, kv_head, token,
-                 HeadPlanes(RingPage(params_.streaming, slot, page), params_.streaming.layout,
-                            kv_head - retrieval_heads));
+      const HeadPlanes planes(RingPage(params_.streaming, slot, page), params_.streaming.layout,
+                              kv_head - retrieval_heads);
+      WaitForEarlierKernels();
+      AppendRows(row, 1, kv_head, token, planes);
       return;
     }
     const RetrievalLane& lane = params_.retrieval;
     std::byte* open = OpenPage(lane, slot);
+    const HeadPlanes planes(open, lane.layout.open(), kv_head);
+    WaitForEarlierKernels();
     if (token == 0 && page > 0) {
       ClosePage(lane.layout, kv_head, open, ClosedPage(lane, slot, page - 1), shared_);
     }
-    AppendRows(row, 1, kv_head, token, HeadPlanes(open, lane.layout.open(), kv_head));
+    AppendRows(row, 1, kv_head, token, planes);
   }
 
   // `index` counts the chunk's pages. The block of the first page does the last one too, if the
@@ -308,6 +312,18 @@ __device__ int32_t PagesOf(const PrefillChunk& chunk) {
          chunk.first_position / kPageTokens + 1;
 }
 
+// A step without prompt rows: a block a KV head and row.
+__global__ void __launch_bounds__(kThreads)
+    RopeAppendDecodeKernel(const __grid_constant__ RopeAppendParams params) {
+  __shared__ ClosePageShared shared;
+  LetNextKernelStart();
+  const auto row = static_cast<int32_t>(blockIdx.y);
+  if (row < params.batch.counts[kDecodeRows]) {
+    Appender(params, shared).DecodeRow(row, static_cast<int32_t>(blockIdx.x));
+  }
+  WaitForEarlierKernels();
+}
+
 // Items: decode rows, then the chunks' pages in order, each with every KV head.
 __global__ void __launch_bounds__(kThreads)
     RopeAppendKernel(const __grid_constant__ RopeAppendParams params) {
@@ -346,8 +362,14 @@ __global__ void __launch_bounds__(kThreads)
 
 void RopeAppend(const RopeAppendParams& params, cudaStream_t stream) {
   const BatchView& batch = params.batch;
-  const int64_t chunk_pages =
-      batch.max_chunks == 0 ? 0 : batch.max_rows / kPageTokens + 2 * int64_t{batch.max_chunks};
+  if (batch.max_chunks == 0) {
+    LaunchDependent(
+        "rope_append", RopeAppendDecodeKernel,
+        dim3(static_cast<unsigned>(params.kv_heads), static_cast<unsigned>(batch.max_decode_rows)),
+        kThreads, 0, stream, params);
+    return;
+  }
+  const int64_t chunk_pages = batch.max_rows / kPageTokens + 2 * int64_t{batch.max_chunks};
   const int64_t items = (batch.max_decode_rows + chunk_pages) * params.kv_heads;
   LaunchDependent("rope_append", RopeAppendKernel,
                   dim3(static_cast<unsigned>(PersistentBlocks(items, kBlocksPerMultiprocessor))),
