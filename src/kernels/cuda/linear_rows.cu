@@ -36,13 +36,20 @@ struct RowsShape {
   static constexpr int32_t kTiles = kTiles_;
   static constexpr int32_t kOutputs = kGroups * kGroupOutputs;
   static constexpr int32_t kRows = kTiles * kTileRows;
-  // A warp's ring; two blocks fit a multiprocessor of 227 KB.
-  static constexpr int32_t kStages = 6 / kGroups;
+  // Stages of a warp's ring: two blocks fit a multiprocessor with dependent launch, which has 227
+  // KB, and one fits the 99 KiB that every device has.
+  static constexpr int32_t Stages(bool dependent_launch) {
+    return (dependent_launch ? 6 : 4) / kGroups;
+  }
   static constexpr int32_t kStageBytes = kGroups * kGroupBytes;
   using Partial = float[kWarps][kGroups][kTiles][4][kWarpThreads];
-  static constexpr int32_t kBytes =
-      kWarps * kStages * kStageBytes + static_cast<int32_t>(sizeof(Partial));
+  static constexpr int32_t Bytes(bool dependent_launch) {
+    return kWarps * Stages(dependent_launch) * kStageBytes + static_cast<int32_t>(sizeof(Partial));
+  }
 };
+
+static_assert(RowsShape<2, 2>::Bytes(false) <= 99 * 1024 &&
+              RowsShape<1, 4>::Bytes(false) <= 99 * 1024);
 
 // The steps of the weight that a warp loads, in order: of each item, which is an output block and a
 // tile of rows, every kWarps-th one.
@@ -174,7 +181,11 @@ __global__ void __launch_bounds__(kThreads)
     LinearRowsKernel(const __grid_constant__ LinearArguments arguments) {
   constexpr int32_t kGroups = Shape::kGroups;
   constexpr int32_t kTiles = Shape::kTiles;
-  constexpr int32_t kStages = Shape::kStages;
+#if defined(__CUDA_ARCH__)
+  constexpr int32_t kStages = Shape::Stages(__CUDA_ARCH__ >= 900);
+#else
+  constexpr int32_t kStages = Shape::Stages(false);
+#endif
   const auto warp = static_cast<int32_t>(threadIdx.x) / kWarpThreads;
   const auto lane = static_cast<int32_t>(threadIdx.x) % kWarpThreads;
   const int32_t g = lane / 4;
@@ -288,7 +299,7 @@ void Run(const LinearArguments& arguments, cudaStream_t stream) {
   const auto kernel = arguments.depth % 8 == 0 ? LinearRowsKernel<Shape, true, Output>
                                                : LinearRowsKernel<Shape, false, Output>;
   LaunchDependent("linear, rows", kernel, static_cast<uint32_t>(PersistentBlocks(items, 1)),
-                  kThreads, Shape::kBytes, stream, arguments);
+                  kThreads, Shape::Bytes(HasDependentLaunch()), stream, arguments);
 }
 
 // Whether items of 32 packed rows keep the device's blocks as busy, but for a twentieth, as items
