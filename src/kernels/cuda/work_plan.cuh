@@ -17,63 +17,75 @@ struct PlanShared {
   int32_t warp_items[8];
 };
 
-// Calls work(pair, item of the pair) for this block's share of the items of `pairs` pairs, of which
-// a pair has items_of(pair). Which block does an item depends on the batch; what it does must not.
-// work() begins at a barrier; kThreads is the block's size.
-template <int32_t kThreads, typename ItemsOf, typename Work>
-__device__ void ForPlannedItems(int32_t pairs, PlanShared& shared, ItemsOf items_of, Work work) {
+// Plans the items of `count` pairs from `base` on, of which a pair has items_of(pair); their
+// number. kThreads is the block's size.
+template <int32_t kThreads, typename ItemsOf>
+__device__ int32_t PlanItems(int32_t base, int32_t count, PlanShared& shared, ItemsOf items_of) {
   static_assert(kThreads <= 8 * kWarpLanes);
   const auto thread = static_cast<int32_t>(threadIdx.x);
   const int32_t lane = thread % kWarpLanes;
+  // Each thread a run of pairs, then the runs' sums.
+  const int32_t run = (count + kThreads - 1) / kThreads;
+  const int32_t begin = min(thread * run, count);
+  const int32_t end = min(begin + run, count);
+  __syncthreads();  // earlier readers of the plan are done
+  int32_t sum = 0;
+  for (int32_t pair = begin; pair < end; ++pair) {
+    const int32_t items = items_of(base + pair);
+    shared.first_item[pair + 1] = items;
+    sum += items;
+  }
+  int32_t inclusive = sum;
+#pragma unroll
+  for (int32_t step = 1; step < kWarpLanes; step *= 2) {
+    const int32_t below = __shfl_up_sync(kWholeWarp, inclusive, step);
+    inclusive += lane >= step ? below : 0;
+  }
+  if (lane == kWarpLanes - 1) {
+    shared.warp_items[thread / kWarpLanes] = inclusive;
+  }
+  __syncthreads();
+  int32_t first = inclusive - sum;
+  for (int32_t warp = 0; warp < thread / kWarpLanes; ++warp) {
+    first += shared.warp_items[warp];
+  }
+  for (int32_t pair = begin; pair < end; ++pair) {
+    first += shared.first_item[pair + 1];
+    shared.first_item[pair + 1] = first;
+  }
+  if (thread == 0) {
+    shared.first_item[0] = 0;
+  }
+  __syncthreads();
+  return shared.first_item[count];
+}
+
+// Of `count` planned pairs the one with `item`: the last whose first item is not above.
+__device__ inline int32_t PlannedPair(const PlanShared& shared, int32_t count, int32_t item) {
+  int32_t low = 0;
+  int32_t high = count;
+  while (high - low > 1) {
+    const int32_t middle = (low + high) / 2;
+    if (shared.first_item[middle] <= item) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+// Calls work(pair, item of the pair) for this block's share of the items of `pairs` pairs. Which
+// block does an item depends on the batch; what it does must not. work() begins at a barrier.
+template <int32_t kThreads, typename ItemsOf, typename Work>
+__device__ void ForPlannedItems(int32_t pairs, PlanShared& shared, ItemsOf items_of, Work work) {
   for (int32_t base = 0; base < pairs; base += kPlanPairs) {
     const int32_t count = min(kPlanPairs, pairs - base);
-    // Each thread a run of pairs, then the runs' sums.
-    const int32_t run = (count + kThreads - 1) / kThreads;
-    const int32_t begin = min(thread * run, count);
-    const int32_t end = min(begin + run, count);
-    __syncthreads();  // earlier readers of the plan are done
-    int32_t sum = 0;
-    for (int32_t pair = begin; pair < end; ++pair) {
-      const int32_t items = items_of(base + pair);
-      shared.first_item[pair + 1] = items;
-      sum += items;
-    }
-    int32_t inclusive = sum;
-#pragma unroll
-    for (int32_t step = 1; step < kWarpLanes; step *= 2) {
-      const int32_t below = __shfl_up_sync(kWholeWarp, inclusive, step);
-      inclusive += lane >= step ? below : 0;
-    }
-    if (lane == kWarpLanes - 1) {
-      shared.warp_items[thread / kWarpLanes] = inclusive;
-    }
-    __syncthreads();
-    int32_t first = inclusive - sum;
-    for (int32_t warp = 0; warp < thread / kWarpLanes; ++warp) {
-      first += shared.warp_items[warp];
-    }
-    for (int32_t pair = begin; pair < end; ++pair) {
-      first += shared.first_item[pair + 1];
-      shared.first_item[pair + 1] = first;
-    }
-    if (thread == 0) {
-      shared.first_item[0] = 0;
-    }
-    __syncthreads();
-    const int32_t total = shared.first_item[count];
+    const int32_t total = PlanItems<kThreads>(base, count, shared, items_of);
     for (auto item = static_cast<int32_t>(blockIdx.x); item < total;
          item += static_cast<int32_t>(gridDim.x)) {
-      int32_t low = 0;  // the last pair whose first item is not above
-      int32_t high = count;
-      while (high - low > 1) {
-        const int32_t middle = (low + high) / 2;
-        if (shared.first_item[middle] <= item) {
-          low = middle;
-        } else {
-          high = middle;
-        }
-      }
-      work(base + low, item - shared.first_item[low]);
+      const int32_t pair = PlannedPair(shared, count, item);
+      work(base + pair, item - shared.first_item[pair]);
     }
   }
 }
