@@ -62,6 +62,43 @@ __device__ __forceinline__ void BeginDependentKernel() {
   WaitForEarlierKernels();
 }
 
+// ---- Clusters of blocks (compute capability 9.0 and later; below it a block is alone)
+
+__device__ __forceinline__ int32_t ClusterBlocks() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  uint32_t blocks;
+  asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(blocks));
+  return static_cast<int32_t>(blocks);
+#else
+  return 1;
+#endif
+}
+
+// A barrier of the cluster in two halves; all threads. What a thread wrote before it arrives, also
+// to another block's shared memory, the others see after they have waited.
+__device__ __forceinline__ void ArriveInCluster() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void WaitForCluster() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// What block `block` of the cluster has at `shared`. Its blocks must have begun: after a barrier.
+template <typename T>
+__device__ __forceinline__ T* OfBlockInCluster(T* shared, int32_t block) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  uint64_t address;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(shared), "r"(block));
+  return reinterpret_cast<T*>(address);
+#else
+  return shared;
+#endif
+}
+
 // ---- Rows
 
 __device__ inline int32_t BatchRows(const BatchView& batch) {

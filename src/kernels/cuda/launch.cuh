@@ -104,4 +104,19 @@ void LaunchDependent(const char* op, void (*kernel)(Args...), dim3 grid, int32_t
              shared_bytes, stream, args...);
 }
 
+// The same, in clusters of `cluster` blocks of the grid's one dimension; 1 unless the device has
+// dependent launch, and with it clusters.
+template <typename... Args>
+void LaunchDependentClusters(const char* op, void (*kernel)(Args...), int32_t cluster, dim3 grid,
+                             int32_t threads, cudaStream_t stream,
+                             const std::type_identity_t<Args>&... args) {
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  const size_t count = cluster > 1 ? 2 : HasDependentLaunch() ? 1 : 0;
+  LaunchWith({attributes, count}, op, kernel, grid, threads, 0, stream, args...);
+}
+
 }  // namespace lserve::cuda

@@ -2,14 +2,16 @@
 // or two pages (kSketch) or four (kMinMax) at a time.
 //
 // kMinMax: max(q k_max, q k_min) = q+ k_max + q- k_min, a product of bf16 matrices.
-// kSketch: with w = q (hi - lo) = 4 q step, q k = q lo + w (c + 1/2) / 4. The weights w are made
-// once a page and rounded to bf16. Of a word of codes a shift and a logical operation make the bf16
-// numbers 128 + c of a token r and 128 + 4 c of the token r + 8; what the 128 adds, and the half of
-// a cell, go into the sums before the products, by the weights' own sum. Two pages share the
-// columns of a product where a group leaves room, so that no lane makes weights of queries that do
-// not exist.
-//
-// At 16 tokens a unit the instructions of a page, 460 of a warp, take as long as its bytes.
+// kSketch: with w = q (hi - lo) / 2 = 2 q step, q k = q lo + w (c + 1/2) / 2, in products of
+// float16 with float32 sums. A query is scaled by a power of two to below 1, which its float32
+// factor gives back: a weight is then not above 65504, the highest number of a box, and what
+// underflows is at most what a channel's box itself may be off by, 2^-25. Box numbers are float16,
+// so q lo loses nothing; w is rounded, to 11 bits, once a page. A code c at bits 2 p of a half word
+// is the subnormal float16 c 4^p / 2^24 as it lies, for p below 4: one logical operation a register
+// of codes. A product takes p = 0 and 1 of two tiles (tokens r and r + 8), another p = 2 and 3,
+// each with a sum of its own; the powers go at the end. The half of a cell is the weights' own sum.
+// Two pages share the columns of a product where a group leaves room, so that no lane makes weights
+// of queries that do not exist.
 #include <cmath>
 
 #include "kernels/cuda/launch.cuh"
@@ -23,7 +25,7 @@ namespace {
 
 constexpr int32_t kScoreThreads = 128;
 constexpr int32_t kScoreWarps = kScoreThreads / kWarpLanes;
-constexpr int32_t kLeastSegmentPages = 16;
+constexpr int32_t kLeastSegmentPages = 8;
 constexpr int32_t kMostSegmentPages = kScoreWarps * kWarpLanes;  // a warp's lanes know its pages
 constexpr int32_t kQueries = 8;                                  // of a group, in one product
 
@@ -55,7 +57,7 @@ class PageScorer {
                                                       : 0),
         sketches_(params.retrieval.pages + params.retrieval.layout.stats_offset(pair.head) +
                   lane_ * 16),
-        page_bytes_(params.retrieval.layout.page_bytes()) {
+        page_bytes_(static_cast<uint32_t>(params.retrieval.layout.page_bytes())) {
     TakeQueries(0);
   }
 
@@ -81,34 +83,83 @@ class PageScorer {
     }
   }
 
-  // Two elements of query `first + r` of the group.
-  __device__ uint32_t QueryPair(int32_t first, int32_t d) const {
+  // A word has the codes of two tiles: visit(the first).
+  template <typename Visit>
+  __device__ __forceinline__ void ForWords(Visit visit) const {
+#pragma unroll
+    for (int32_t t = 0; t < kTiles; t += 2) {
+      if (kExact || t * 16 < padded_) {
+        visit(t);
+      }
+    }
+  }
+
+  // The group's query `first + r`: of each tile kPairs pairs of elements, the i-th i * kStep from
+  // `lane_dim` on.
+  template <int32_t kStep, int32_t kPairs>
+  __device__ void LoadQuery(int32_t first, int32_t lane_dim, uint32_t (&q)[kTiles][kPairs]) const {
     const int32_t query = first + lane_ / 4 % (kQueries / kSets);
-    return query < params_.group && d < head_dim_
-               ? *reinterpret_cast<const uint32_t*>(pair_.Queries(params_) + query * head_dim_ + d)
-               : 0u;
+    const uint16_t* from = pair_.Queries(params_) + (query * head_dim_ + lane_dim);
+    const int32_t elements = query < params_.group ? head_dim_ - lane_dim : 0;
+    ForTiles([&](int32_t t) {
+#pragma unroll
+      for (int32_t i = 0; i < kPairs; ++i) {
+        const int32_t d = t * 16 + i * kStep;
+        q[t][i] = d < elements ? *reinterpret_cast<const uint32_t*>(from + d) : 0u;
+      }
+    });
+  }
+
+  // As the columns of B lie.
+  __device__ void LoadColumns(int32_t first, uint32_t (&q)[kTiles][2]) const {
+    LoadQuery<8>(first, lane_ % 4 * 2, q);
   }
 
   __device__ void TakeQueries(int32_t first) {
     first_query_ = first;
-    ForTiles([&](int32_t t) {
-      if constexpr (kScore == PageScore::kMinMax) {
-        // Four chunks of eight: lane 4r + c has minima (c even) or maxima of dims 8 (c / 2) on.
-        const bool maxima = lane_ % 2 != 0;
+    if constexpr (kScore == PageScore::kMinMax) {
+      // Four chunks of eight: lane 4r + c has minima (c even) or maxima of dims 8 (c / 2) on.
+      LoadQuery<2>(first, lane_ % 4 / 2 * 8, q_);
+      const bool maxima = lane_ % 2 != 0;
+      ForTiles([&](int32_t t) {
 #pragma unroll
         for (int32_t i = 0; i < 4; ++i) {
-          const uint32_t pair = QueryPair(first, t * 16 + lane_ % 4 / 2 * 8 + i * 2);
+          const uint32_t pair = q_[t][i];
           const uint32_t low = (pair & 0x8000u) != 0 ? 0u : 0xFFFFu;
           const uint32_t high = (pair & 0x80000000u) != 0 ? 0u : 0xFFFF0000u;
           q_[t][i] = pair & (maxima ? low | high : ~(low | high));
         }
-      } else {
+      });
+    } else {
+      LoadColumns(first, q_);
+      float most = 0.0f;
+      ForTiles([&](int32_t t) {
 #pragma unroll
         for (int32_t half = 0; half < 2; ++half) {
-          q_[t][half] = QueryPair(first, t * 16 + half * 8 + lane_ % 4 * 2);
+          most = fmaxf(most, fmaxf(fabsf(LowBf16(q_[t][half])), fabsf(HighBf16(q_[t][half]))));
         }
+      });
+      most = MaxOverLanes<kOverColumns>(most);
+      // most < 2^(exponent - 126)
+      const uint32_t exponent = min(__float_as_uint(most) >> 23, 252u);
+      const float down = __uint_as_float((253u - exponent) << 23);
+      ForTiles([&](int32_t t) {
+#pragma unroll
+        for (int32_t half = 0; half < 2; ++half) {
+          q_[t][half] = PackFloat16(LowBf16(q_[t][half]) * down, HighBf16(q_[t][half]) * down);
+        }
+      });
+      const float up = __uint_as_float((exponent + 1) << 23);
+#pragma unroll
+      for (int32_t e = 0; e < 2; ++e) {
+        factors_[e] = __shfl_sync(kWholeWarp, up, ColumnQuery(e) * 4);
       }
-    });
+    }
+  }
+
+  // The query, of those in a product, of the lane's columns of C.
+  __device__ int32_t ColumnQuery(int32_t e) const {
+    return (lane_ % 4 * 2 + e) % (kQueries / kSets);
   }
 
   // Calls visit() for the group's queries, eight at a time, with q_ holding them.
@@ -201,13 +252,22 @@ class PageScorer {
 
   __device__ void RunSketch(int32_t begin, int32_t end, int32_t stride) {
     const int32_t closed_end = min(end, open_page_);
+    for (int32_t first = begin; first < closed_end; first += kWarpLanes * stride) {
+      RunClosed(first, min(closed_end, first + kWarpLanes * stride), stride);
+    }
+    if (open_page_ < end && open_page_ >= begin && (open_page_ - begin) % stride == 0) {
+      ScoreOpenKeys();
+    }
+  }
+
+  // At most as many pages as a warp has lanes.
+  __device__ void RunClosed(int32_t begin, int32_t end, int32_t stride) {
     // Lane i knows the place of the warp's i-th page.
     const int32_t own = begin + lane_ * stride;
-    const int32_t page_id =
-        own < closed_end
-            ? params_.retrieval.table[int64_t{pair_.slot} * params_.retrieval.max_pages + own]
-            : 0;
-    const int32_t pages = max(0, DivideUp(closed_end - begin, stride));
+    const uint32_t page_id = static_cast<uint32_t>(
+        own < end ? params_.retrieval.table[int64_t{pair_.slot} * params_.retrieval.max_pages + own]
+                  : 0);
+    const int32_t pages = __popc(__ballot_sync(kWholeWarp, own < end));
 #pragma unroll
     for (int32_t i = 0; i < kStages - 1; ++i) {
       FetchSketches(page_id, i * kSets, pages, i);
@@ -224,13 +284,10 @@ class PageScorer {
     }
     WaitCopies<0>();
     __syncwarp();
-    if (open_page_ < end && open_page_ >= begin && (open_page_ - begin) % stride == 0) {
-      ScoreOpenKeys();
-    }
   }
 
   // Begins the copies of the warp's pages `first` on, of `pages`, and closes their group.
-  __device__ void FetchSketches(int32_t page_id, int32_t first, int32_t pages,
+  __device__ void FetchSketches(uint32_t page_id, int32_t first, int32_t pages,
                                 int32_t stage) const {
 #pragma unroll
     for (int32_t set = 0; set < kSets; ++set) {
@@ -238,7 +295,8 @@ class PageScorer {
         break;
       }
       const std::byte* from =
-          sketches_ + __shfl_sync(kWholeWarp, page_id, first + set) * page_bytes_;
+          sketches_ +
+          static_cast<uint64_t>(__shfl_sync(kWholeWarp, page_id, first + set)) * page_bytes_;
       std::byte* to = stages_ + stage * kStageBytes + set * kPageBytes + lane_ * 16;
       const int32_t bytes = kExact ? kPageBytes : 20 * padded_;
 #pragma unroll
@@ -255,7 +313,7 @@ class PageScorer {
   // of query r % (8 / kSets) and page r / (8 / kSets).
   __device__ void ScoreSketches(int32_t first_page, int32_t stride, int32_t pages,
                                 const std::byte* data) {
-    constexpr uint32_t kOnes = 0x3F803F80u;  // bf16
+    constexpr uint32_t kOnes = 0x3C003C00u;  // float16
     constexpr int32_t kSetQueries = kQueries / kSets;
     const int32_t padded = kExact ? kDim : padded_;
     const std::byte* box = data + lane_ / 4 / kSetQueries * kPageBytes + lane_ % 4 * 4;
@@ -263,55 +321,69 @@ class PageScorer {
     const int32_t own_set = lane_ % 4 * 2 / kSetQueries;  // of the lane's columns of C
     float best = -INFINITY;
     ForQueries([&](int32_t queries) {
-      uint32_t weights[kTiles][2];
-      float rest = 0.0f;
-      ForTiles([&](int32_t t) {
+      uint32_t weights[kTiles][2];  // of a half of tiles t and t + 1: at t + half
+      // The queries as A, two tiles in rows r and r + 8: of each product one half is of use.
+      float of_even[4] = {};
+      float of_odd[4] = {};
+      float sums[2][4] = {};
+      ForWords([&](int32_t t) {
+        uint32_t lo[2][2];
+#pragma unroll
+        for (int32_t i = 0; i < 2; ++i) {
+#pragma unroll
+          for (int32_t half = 0; half < 2; ++half) {
+            const std::byte* place = box + (t + i) * 32 + half * 16;
+            lo[i][half] = *reinterpret_cast<const uint32_t*>(place);
+            const uint32_t hi = *reinterpret_cast<const uint32_t*>(place + 2 * padded);
+            weights[t + half][i] = TimesHalfWidth(q_[t + i][half], lo[i][half], hi);
+          }
+        }
+        MultiplyAddHalf(of_even, q_[t][0], q_[t + 1][0], q_[t][1], q_[t + 1][1], lo[0][0],
+                        lo[0][1]);
+        MultiplyAddHalf(of_odd, q_[t][0], q_[t + 1][0], q_[t][1], q_[t + 1][1], lo[1][0], lo[1][1]);
 #pragma unroll
         for (int32_t half = 0; half < 2; ++half) {
-          const std::byte* place = box + t * 32 + half * 16;
-          const float2 lo = UnpackFloat16(*reinterpret_cast<const uint32_t*>(place));
-          const float2 hi = UnpackFloat16(*reinterpret_cast<const uint32_t*>(place + 2 * padded));
-          const float q0 = LowBf16(q_[t][half]);
-          const float q1 = HighBf16(q_[t][half]);
-          rest += q0 * lo.x;
-          rest += q1 * lo.y;
-          weights[t][half] = PackBf16(q0 * (hi.x - lo.x), q1 * (hi.y - lo.y));
+          MultiplyAddHalf(sums[half], kOnes, kOnes, kOnes, kOnes, weights[t + half][0],
+                          weights[t + half][1]);
         }
       });
-      float sums[4] = {};
-      ForTiles([&](int32_t t) {
-        MultiplyAdd(sums, kOnes, kOnes, kOnes, kOnes, weights[t][0], weights[t][1]);
-      });
-      // To the columns of C; minus infinity for queries that do not exist.
-      rest = SumOverLanes<kOverColumns>(rest);
+      // From row r of the queries to their columns; minus infinity for those that do not exist.
+      const float rest = of_even[0] + of_odd[2];
       float rests[2];
 #pragma unroll
       for (int32_t e = 0; e < 2; ++e) {
-        const int32_t column = lane_ % 4 * 2 + e;
-        const float of_query = __shfl_sync(kWholeWarp, rest, column * 4);
-        rests[e] = column % kSetQueries < queries ? of_query : -INFINITY;
+        const float of_query =
+            __shfl_sync(kWholeWarp, rest, ColumnQuery(e) * 4 + own_set * (kSetQueries / 2));
+        rests[e] = ColumnQuery(e) < queries
+                       ? (of_query + 0.25f * (sums[0][e] + sums[1][e])) * factors_[e]
+                       : -INFINITY;
       }
+      const float per_code[2] = {factors_[0] * 0x1p23f, factors_[1] * 0x1p23f};
       float scores[kPageUnits];
 #pragma unroll
-      for (int32_t set = 0; set < kSets; ++set) {
+      for (int32_t unit = 0; unit < kPageUnits; ++unit) {
+        float codes[2];  // the highest sums of weights and codes, over 2^24
 #pragma unroll
-        for (int32_t unit = 0; unit < kPageUnits; ++unit) {
-          float c[4] = {-127.5f * sums[0], -127.5f * sums[1], -126.0f * sums[0], -126.0f * sums[1]};
-          ForTiles([&](int32_t t) {
-            if (t % 2 != 0) {
-              return;  // a word has the codes of two tiles
-            }
+        for (int32_t set = 0; set < kSets; ++set) {
+          float low[4] = {};
+          float high[4] = {};
+          ForWords([&](int32_t t) {
             const uint32_t word = *reinterpret_cast<const uint32_t*>(
                 words + set * kPageBytes + unit * 4 * padded + t / 2 * (kWarpLanes * 4));
-            MultiplyAdd(c, Low(word), High(word), Low(word >> 4), High(word >> 4), weights[t][0],
-                        weights[t][1]);
-            MultiplyAdd(c, Low(word >> 8), High(word >> 8), Low(word >> 12), High(word >> 12),
-                        weights[t + 1][0], weights[t + 1][1]);
+            const uint32_t next = word >> 8;
+            MultiplyAddHalf(low, word & 0x00030003u, word & 0x000C000Cu, next & 0x00030003u,
+                            next & 0x000C000Cu, weights[t][0], weights[t][1]);
+            MultiplyAddHalf(high, word & 0x00300030u, word & 0x00C000C0u, next & 0x00300030u,
+                            next & 0x00C000C0u, weights[t + 1][0], weights[t + 1][1]);
           });
-          const float score = fmaxf(fmaxf(rests[0] + c[0] * 0.25f, rests[1] + c[1] * 0.25f),
-                                    fmaxf(rests[0] + c[2] * 0.0625f, rests[1] + c[3] * 0.0625f));
-          scores[unit] = kSets == 1 || set == own_set ? score : scores[unit];
+#pragma unroll
+          for (int32_t e = 0; e < 2; ++e) {
+            const float of_set =
+                fmaxf(low[e] + high[e] * 0.0625f, (low[2 + e] + high[2 + e] * 0.0625f) * 0.25f);
+            codes[e] = set == 0 || set == own_set ? of_set : codes[e];
+          }
         }
+        scores[unit] = fmaxf(rests[0] + codes[0] * per_code[0], rests[1] + codes[1] * per_code[1]);
       }
       best = fmaxf(best, OverUnits(scores));
     });
@@ -319,16 +391,12 @@ class PageScorer {
               lane_ % 8 * kSets == own_set * 4 && own_set < pages);
   }
 
-  // Two bits at bits 0 and 16 as the bf16 numbers 128 + c, those at bits 2 and 18 as 128 + 4 c.
-  __device__ __forceinline__ uint32_t Low(uint32_t codes) const {
-    return (codes & 0x00030003u) | base_;
+  // q (hi - lo) / 2 of two numbers; lo and hi may lie further apart than float16 reaches.
+  static __device__ __forceinline__ uint32_t TimesHalfWidth(uint32_t q, uint32_t lo, uint32_t hi) {
+    const __half2 half = __float2half2_rn(0.5f);
+    const __half2 width = __hfma2(AsHalf2(hi), half, __hmul2(AsHalf2(lo), __hneg2(half)));
+    return FromHalf2(__hmul2(AsHalf2(q), width));
   }
-  __device__ __forceinline__ uint32_t High(uint32_t codes) const {
-    return (codes & 0x000C000Cu) | base_;
-  }
-  // 128 twice. An instruction takes one constant: this one has to be in a register, so the compiler
-  // must not know it (the grid has one dimension).
-  static __device__ __forceinline__ uint32_t Base() { return 0x43004300u + (gridDim.y - 1); }
 
   // The maximum of each unit over the lanes, of each set over its own: that of unit u for lanes 8 u
   // to 8 u + 7.
@@ -353,20 +421,24 @@ class PageScorer {
                                                          layout.key_offset(pair_.head));
     const int32_t tokens = pair_.tokens - open_page_ * kPageTokens;
     float best = -INFINITY;  // of unit lane / 8
-    ForQueries([&](int32_t queries) {
+#pragma unroll 1
+    for (int32_t first = 0; first < params_.group; first += kQueries / kSets) {
+      const int32_t queries = min(kQueries / kSets, params_.group - first);
+      uint32_t q[kTiles][2];
+      LoadColumns(first, q);
 #pragma unroll 1
       for (int32_t unit = 0; unit * kUnitTokens < tokens; ++unit) {
         float c[4] = {};
         const int32_t token = unit * kUnitTokens + lane_ / 4;
+        const uint16_t* from = keys + ElementIndex(token, lane_ % 4 * 2, padded_);
         ForTiles([&](int32_t t) {
           uint32_t a[4];
 #pragma unroll
           for (int32_t i = 0; i < 4; ++i) {
-            const int32_t d = t * 16 + i / 2 * 8 + lane_ % 4 * 2;
-            a[i] = *reinterpret_cast<const uint32_t*>(keys +
-                                                      ElementIndex(token + i % 2 * 8, d, padded_));
+            a[i] = *reinterpret_cast<const uint32_t*>(
+                from + ElementIndex(i % 2 * 8, t * 16 + i / 2 * 8, 0));
           }
-          MultiplyAdd(c, a[0], a[1], a[2], a[3], q_[t][0], q_[t][1]);
+          MultiplyAdd(c, a[0], a[1], a[2], a[3], q[t][0], q[t][1]);
         });
         const float low = OverQueries(c[0], c[1], queries);
         const float high = OverQueries(c[2], c[3], queries);
@@ -374,7 +446,7 @@ class PageScorer {
             fmaxf(token < tokens ? low : -INFINITY, token + 8 < tokens ? high : -INFINITY));
         best = lane_ / 8 == unit ? fmaxf(best, of_unit) : best;
       }
-    });
+    }
     StorePage(open_page_, best, lane_ % 8 == 0);
   }
 
@@ -401,9 +473,9 @@ class PageScorer {
   float* scores_;
   int32_t unit_shift_;         // log2 of logical pages in a unit
   const std::byte* sketches_;  // the lane's first bytes of the head's, in page 0 of the pool
-  int64_t page_bytes_;
-  uint32_t base_ = Base();
+  uint32_t page_bytes_;
   int32_t first_query_ = 0;
+  float factors_[2] = {};  // kSketch: of the queries of the lane's columns of C
   uint32_t q_[kTiles][kScore == PageScore::kMinMax ? 4 : 2];
 };
 
@@ -422,42 +494,70 @@ constexpr int32_t kScoreBlocks = kDim > 128                     ? 2
 template <int32_t kDim, PageScore kScore, int32_t kSets>
 __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks<kDim, kScore>)
     ScoreUnitsKernel(const __grid_constant__ SelectUnitsParams params) {
+  constexpr int32_t kWarpPages = kScore == PageScore::kMinMax ? 4 : kSets;  // at a time
   __shared__ PlanShared plan;
   LetNextKernelStart();
   const int32_t warp = static_cast<int32_t>(threadIdx.x) / kWarpLanes;
   std::byte* stages =
       SharedMemory() + warp * (kScoreSharedBytes<kDim, kScore, kSets> / kScoreWarps);
-  const int32_t pairs = params.batch.counts[kDecodeRows] * params.retrieval.layout.heads;
+  const int32_t heads = params.retrieval.layout.heads;
+  const int32_t pairs = params.batch.counts[kDecodeRows] * heads;
   // What is due in every step follows from what the host wrote, so that the plan needs no wait.
   bool waited = params.policy.reuse_interval > 1 || params.policy.reuse_distance > 0.0f;
   if (waited) {
     WaitForEarlierKernels();
   }
-
-  // A pair's pages in as many segments as give every block one, within bounds.
-  const int32_t pair_blocks = max(1, static_cast<int32_t>(gridDim.x) / max(1, pairs));
   const auto pages_of = [](const SelectionPair& pair) {
     return DivideUp(pair.tokens, kPageTokens);
   };
+  const auto grid = static_cast<int32_t>(gridDim.x);
+
+  // The heads of one row are alike: as many blocks each, and no plan.
+  const bool alike = pairs == heads && heads <= grid;
+  // Else a pair's pages in as many segments as give every block one, within bounds.
+  const int32_t pair_blocks = max(1, Quotient(grid, max(1, pairs)));
   const auto segment_of = [&](const SelectionPair& pair) {
-    const int32_t pages = DivideUp(DivideUp(pages_of(pair), pair_blocks), 4) * 4;
+    const int32_t pages = DivideUp(Quotient(pages_of(pair) + pair_blocks - 1, pair_blocks), 4) * 4;
     return min(max(pages, kLeastSegmentPages), kMostSegmentPages);
   };
   const auto items_of = [&](int32_t index) {
     const SelectionPair pair(params, index);
-    return IsDue(params, pair, index) ? DivideUp(pages_of(pair), segment_of(pair)) : 0;
+    const int32_t segment = segment_of(pair);
+    return IsDue(params, pair, index) ? Quotient(pages_of(pair) + segment - 1, segment) : 0;
   };
-  ForPlannedItems<kScoreThreads>(pairs, plan, items_of, [&](int32_t index, int32_t item) {
-    if (!waited) {
-      WaitForEarlierKernels();
-      waited = true;
+  for (int32_t base = 0; base < pairs; base += kPlanPairs) {
+    const int32_t count = min(kPlanPairs, pairs - base);
+    const int32_t items =
+        alike ? pair_blocks * heads : PlanItems<kScoreThreads>(base, count, plan, items_of);
+    for (auto item = static_cast<int32_t>(blockIdx.x); item < items; item += grid) {
+      const int32_t planned = alike ? 0 : PlannedPair(plan, count, item);
+      const int32_t part = alike ? Quotient(item, heads) : item - plan.first_item[planned];
+      const int32_t index = alike ? item - part * heads : base + planned;
+      const SelectionPair pair(params, index);
+      const int32_t pages = pages_of(pair);
+      int32_t begin = 0;
+      int32_t end = pages;
+      int32_t blocks = 1;  // that share begin to end
+      int32_t block = 0;
+      if (alike) {
+        blocks = min(pair_blocks, DivideUp(pages, kScoreWarps * kWarpPages));
+        block = part;
+      } else {
+        begin = part * segment_of(pair);
+        end = min(begin + segment_of(pair), pages);
+      }
+      if (!waited) {
+        WaitForEarlierKernels();
+        waited = true;
+      }
+      if (alike && (block >= blocks || !IsDue(params, pair, index))) {
+        continue;
+      }
+      PageScorer<kDim, kScore, kSets> scorer(params, pair, stages);
+      const int32_t first = kScore == PageScore::kMinMax ? begin / 4 : begin;
+      scorer.Run(first + block * kScoreWarps + warp, end, blocks * kScoreWarps);
     }
-    const SelectionPair pair(params, index);
-    PageScorer<kDim, kScore, kSets> scorer(params, pair, stages);
-    const int32_t first = item * segment_of(pair);
-    const int32_t end = min(first + segment_of(pair), pages_of(pair));
-    scorer.Run(kScore == PageScore::kMinMax ? first / 4 + warp : first + warp, end, kScoreWarps);
-  });
+  }
   if (!waited) {
     WaitForEarlierKernels();
   }

@@ -2,9 +2,10 @@
 // exact best of them.
 //
 // Three kernels: one judges by the distance of queries, where the policy has one; one scores; a
-// block a row and head writes the list. A sample of the scores tells a bound below which none is
-// kept; the few above it are ranked against each other. Where they are many, as among equal scores,
-// the cut-off score is found by its bits. Floor: bytes of the statistics over memory bandwidth.
+// block a row and head writes the list, with a cluster's help where scores are many. A sample of
+// the scores tells a bound below which none is kept; the few above it are ranked against each
+// other. Where they are many, as among equal scores, the cut-off score is found by its bits. Floor:
+// bytes of the statistics over memory bandwidth.
 #include <cmath>
 
 #include "kernels/cuda/launch.cuh"
@@ -54,7 +55,7 @@ __global__ void __launch_bounds__(kWarpLanes)
   }
 }
 
-// ---- The list: a block a row and head.
+// ---- The list: a block a row and head, or a cluster of blocks of which the first writes it.
 
 // Orders as the floats do; -0 counts as 0.
 __device__ uint32_t OrderedBits(float x) {
@@ -67,6 +68,7 @@ constexpr int32_t kDigits = 1 << kDigitBits;
 constexpr int32_t kThreadSample = 8;
 constexpr int32_t kSample = kListThreads * kThreadSample;
 constexpr int32_t kMaxCandidates = 2048;
+constexpr int32_t kMostListBlocks = 8;  // of a cluster, on every device that has them
 
 struct ListShared {
   int32_t histogram[kDigits];
@@ -109,24 +111,30 @@ __device__ int32_t UnitOf(uint64_t rank) {
   return static_cast<int32_t>(~static_cast<uint32_t>(rank));
 }
 
-// Of scores of units [1, end): those of a bucket that some `places` of them reach at least, of all
-// up to kSample scores, else of 32 in turn from evenly spread places. All threads.
-__device__ Buckets SampleBuckets(const float* scores, int32_t end, int32_t places,
+// A block's part of the scores of units [1, end): kThreadSample of a thread at once, then as many
+// again. The block is one of `blocks` that share them.
+struct ListPart {
+  __device__ int32_t Unit(int32_t i) const {
+    return 1 + (i * blocks + block) * kListThreads + static_cast<int32_t>(threadIdx.x);
+  }
+
+  int32_t blocks;
+  int32_t block;
+};
+
+// A bucket that `places` of a sample's scores reach at least goes to shared.bound. sample: the
+// thread's; NaN counts as none. All threads.
+__device__ Buckets SampleBuckets(const float (&sample)[kThreadSample], int32_t places,
                                  ListShared& shared) {
   const auto thread = static_cast<int32_t>(threadIdx.x);
   const int32_t warp = thread / kWarpLanes;
   const int32_t lane = thread % kWarpLanes;
-  constexpr int32_t kRuns = kSample / kWarpLanes;
-  const int32_t step = end - 1 <= kSample ? kWarpLanes : (end - 1 - kWarpLanes) / (kRuns - 1);
-  float sample[kThreadSample];
   float lowest = INFINITY;
   float highest = -INFINITY;
 #pragma unroll
-  for (int32_t i = 0; i < kThreadSample; ++i) {
-    const int32_t unit = 1 + (i * kListWarps + warp) * step + lane;
-    sample[i] = unit < end ? scores[unit] : NAN;
-    lowest = fminf(lowest, sample[i]);
-    highest = fmaxf(highest, sample[i]);
+  for (const float score : sample) {
+    lowest = fminf(lowest, score);
+    highest = fmaxf(highest, score);
   }
   lowest = -MaxOverLanes<31>(-lowest);
   highest = MaxOverLanes<31>(highest);
@@ -135,9 +143,6 @@ __device__ Buckets SampleBuckets(const float* scores, int32_t end, int32_t place
     shared.warp_highest[warp] = __float_as_uint(highest);
   }
   shared.histogram[thread] = 0;
-  if (thread == 0) {
-    shared.count = 0;
-  }
   __syncthreads();
   const Buckets buckets(-MaxOverLanes<31>(-__uint_as_float(shared.warp_lowest[lane])),
                         MaxOverLanes<31>(__uint_as_float(shared.warp_highest[lane])));
@@ -173,26 +178,66 @@ __device__ Buckets SampleBuckets(const float* scores, int32_t end, int32_t place
 
 // The `places` first units of [1, end), ascending, to `list`; false if too many come into question.
 // A sample has no more of the highest than the whole, so what is kept is not below the bucket of
-// its `places`-th. All threads.
-__device__ bool KeepByASample(const float* scores, int32_t end, int32_t places, int32_t* list,
-                              ListShared& shared) {
+// its `places`-th. The sample is all scores up to kSample, else 32 in turn from evenly spread
+// places. All threads of all the blocks that share the scores; the first block has the result.
+__device__ bool KeepByASample(const float* scores, int32_t end, int32_t places, ListPart part,
+                              int32_t* list, ListShared& shared) {
   if (places > min(end - 1, kSample)) {
     return false;
   }
   const auto thread = static_cast<int32_t>(threadIdx.x);
-  const Buckets buckets = SampleBuckets(scores, end, places, shared);
+  float own[kThreadSample];
+  float sample[kThreadSample];
+  constexpr int32_t kRuns = kSample / kWarpLanes;
+  const int32_t step = (end - 1 - kWarpLanes) / (kRuns - 1);
+#pragma unroll
+  for (int32_t i = 0; i < kThreadSample; ++i) {
+    const int32_t unit = part.Unit(i);
+    own[i] = unit < end ? scores[unit] : NAN;
+  }
+#pragma unroll
+  for (int32_t i = 0; i < kThreadSample; ++i) {
+    const int32_t run = i * kListWarps + thread / kWarpLanes;
+    sample[i] = end - 1 <= kSample ? own[i] : scores[1 + run * step + thread % kWarpLanes];
+  }
+  if (thread == 0) {
+    shared.count = 0;
+  }
+  if (part.blocks > 1) {
+    ArriveInCluster();
+  }
+  const Buckets buckets = SampleBuckets(sample, places, shared);
   const int32_t bound = shared.bound;
-#pragma unroll 8
-  for (int32_t unit = 1 + thread; unit < end; unit += kListThreads) {
-    const float score = scores[unit];
-    if (buckets(score) >= bound) {
-      const int32_t place = atomicAdd(&shared.count, 1);
+  ListShared* first_block = &shared;
+  if (part.blocks > 1) {
+    WaitForCluster();  // the first block's count is zero
+    first_block = OfBlockInCluster(first_block, 0);
+  }
+  const auto judge = [&](float score, int32_t unit) {
+    if (unit < end && buckets(score) >= bound) {
+      const int32_t place = atomicAdd(&first_block->count, 1);
       if (place < kMaxCandidates) {
-        shared.candidates[place] = RankOf(score, unit);
+        first_block->candidates[place] = RankOf(score, unit);
       }
     }
+  };
+#pragma unroll
+  for (int32_t i = 0; i < kThreadSample; ++i) {
+    judge(own[i], part.Unit(i));
   }
-  __syncthreads();
+#pragma unroll 8
+  for (int32_t i = kThreadSample; part.Unit(i) < end; ++i) {
+    judge(scores[part.Unit(i)], part.Unit(i));
+  }
+  if (part.blocks > 1) {
+    ArriveInCluster();
+    WaitForCluster();
+    if (part.block > 0) {
+      return true;
+    }
+  } else {
+    __syncthreads();
+  }
   const int32_t count = shared.count;
   if (count > kMaxCandidates) {
     return false;
@@ -376,7 +421,9 @@ __global__ void __launch_bounds__(kListThreads)
     WriteListsKernel(const __grid_constant__ SelectUnitsParams params) {
   __shared__ ListShared shared;
   LetNextKernelStart();
-  const auto index = static_cast<int32_t>(blockIdx.x);
+  const int32_t cluster = ClusterBlocks();
+  const int32_t index = Quotient(static_cast<int32_t>(blockIdx.x), cluster);
+  ListPart part{cluster, static_cast<int32_t>(blockIdx.x) - index * cluster};
   if (index >= params.batch.counts[kDecodeRows] * params.retrieval.layout.heads) {
     WaitForEarlierKernels();
     return;
@@ -385,24 +432,36 @@ __global__ void __launch_bounds__(kListThreads)
   const SelectionPair pair(params, index);
   WaitForEarlierKernels();
   if (!pair.BeyondBudget(params)) {
-    if (thread == 0) {
+    if (part.block == 0 && thread == 0) {
       params.lists.counts[pair.list] = -1;
     }
     return;
   }
+  const int32_t unit_tokens = params.policy.unit_tokens;
+  const int32_t newest = FirstForcedNewestUnit(pair.tokens, unit_tokens);
+  if (newest - 1 <= kSample) {  // a block's work, and no other block looks at the list's count
+    if (part.block > 0) {
+      return;
+    }
+    part = {1, 0};
+  }
   const bool due = IsDue(params, pair, index);
-  __syncthreads();  // every thread has judged before the list's count changes
+  // Every thread has judged before the list's count changes; those of other blocks have then met
+  // this one in KeepByASample, or it does not matter how they judge.
+  __syncthreads();
   if (!due) {
     return;
   }
-  const int32_t unit_tokens = params.policy.unit_tokens;
   const int32_t kept = params.policy.token_budget / unit_tokens;
   const int32_t units = DivideUp(pair.tokens, unit_tokens);
-  const int32_t newest = FirstForcedNewestUnit(pair.tokens, unit_tokens);
   const int32_t places = kept - 1 - (units - newest);  // units 1 to newest - 1 compete for them
   const float* scores = UnitScores(params, index);
   int32_t* list = params.lists.units + pair.list * params.lists.capacity;
-  if (places > 0 && !KeepByASample(scores, newest, places, list + 1, shared)) {
+  const bool listed = places <= 0 || KeepByASample(scores, newest, places, part, list + 1, shared);
+  if (part.block > 0) {
+    return;
+  }
+  if (!listed) {
     KeepByBits(scores, newest, places, list + 1, shared);
   }
   for (int32_t unit = newest + thread; unit < units; unit += kListThreads) {
@@ -441,7 +500,16 @@ void SelectUnits(const SelectUnitsParams& params, cudaStream_t stream) {
     LaunchDependent("select_units", JudgeQueriesKernel, blocks, kWarpLanes, 0, stream, params);
   }
   ScoreUnits(params, stream);
-  LaunchDependent("select_units", WriteListsKernel, blocks, kListThreads, 0, stream, params);
+  // As many blocks share a list's scores as give a thread kThreadSample of them, where clusters
+  // are.
+  int32_t cluster = 1;
+  while (HasDependentLaunch() && cluster < kMostListBlocks &&
+         MaxUnits(params) > cluster * kSample) {
+    cluster *= 2;
+  }
+  LaunchDependentClusters("select_units", WriteListsKernel, cluster,
+                          dim3(blocks.x * static_cast<unsigned>(cluster)), kListThreads, stream,
+                          params);
 }
 
 int64_t SelectUnitsWorkspace(const SelectUnitsParams& params) {

@@ -21,10 +21,19 @@ __host__ __device__ inline int64_t ScoreFloats(const SelectUnitsParams& params) 
   return int64_t{params.batch.max_decode_rows} * params.retrieval.layout.heads * MaxUnits(params);
 }
 
+// a / b rounded down, for 0 <= a < 2^20 and 0 < b, at most the error of two float operations away
+// from (a + 1/2) / b: far less than the half of 1 / b that it may be.
+__device__ inline int32_t Quotient(int32_t a, int32_t b) {
+  return static_cast<int32_t>(__fdividef(static_cast<float>(a) + 0.5f, static_cast<float>(b)));
+}
+
 // A row and head.
 struct SelectionPair {
   __device__ SelectionPair(const SelectUnitsParams& params, int32_t pair)
-      : row(pair / params.retrieval.layout.heads), head(pair % params.retrieval.layout.heads) {
+      : SelectionPair(params, Quotient(pair, params.retrieval.layout.heads), pair) {}
+  // pair: as many as the heads of the rows before, and the head.
+  __device__ SelectionPair(const SelectUnitsParams& params, int32_t row_of_pair, int32_t pair)
+      : row(row_of_pair), head(pair - row_of_pair * params.retrieval.layout.heads) {
     slot = params.batch.row_slot[row];
     tokens = params.batch.row_position[row] + 1;
     list = int64_t{slot} * params.lists.slot_lists + params.lists.first_list + head;
@@ -45,6 +54,9 @@ struct SelectionPair {
   }
   // Due whatever the queries.
   __device__ bool InItsTurn(const SelectUnitsParams& params) const {
+    if (params.policy.reuse_interval == 1) {
+      return true;
+    }
     const int32_t generated = tokens - 1 - params.prompt_tokens[slot];
     return generated % params.policy.reuse_interval == 0 || params.lists.counts[list] < 0;
   }

@@ -73,6 +73,16 @@ __device__ __forceinline__ void MultiplyAdd(float (&c)[4], uint32_t a0, uint32_t
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// The same, float16.
+__device__ __forceinline__ void MultiplyAddHalf(float (&c)[4], uint32_t a0, uint32_t a1,
+                                                uint32_t a2, uint32_t a3, uint32_t b0,
+                                                uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
 // c += a b, a of unsigned and b of signed bytes, 32 in depth: a register of A holds row r or r + 8
 // and columns 4c to 4c + 3 (two registers), then 16 + 4c on; of B column r and those rows.
 __device__ __forceinline__ void MultiplyAddBytes(int32_t (&c)[4], const uint32_t (&a)[4],
@@ -104,6 +114,17 @@ __device__ __forceinline__ float HighBf16(uint32_t pair) {
 // Two float16 as floats.
 __device__ __forceinline__ float2 UnpackFloat16(uint32_t pair) {
   return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+}
+
+__device__ __forceinline__ uint32_t PackFloat16(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+__device__ __forceinline__ __half2 AsHalf2(uint32_t pair) {
+  return *reinterpret_cast<const __half2*>(&pair);
+}
+__device__ __forceinline__ uint32_t FromHalf2(__half2 pair) {
+  return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
 // The maximum or sum over the lanes that differ in the bits of kMask.

@@ -17,9 +17,10 @@ struct PlanShared {
   int32_t warp_items[8];
 };
 
-// The items of `count` pairs from `base` on, added up. All threads; begins and ends with a barrier.
+// Plans the items of `count` pairs from `base` on, of which a pair has items_of(pair); their
+// number. kThreads is the block's size.
 template <int32_t kThreads, typename ItemsOf>
-__device__ void PlanItems(int32_t base, int32_t count, PlanShared& shared, ItemsOf items_of) {
+__device__ int32_t PlanItems(int32_t base, int32_t count, PlanShared& shared, ItemsOf items_of) {
   static_assert(kThreads <= 8 * kWarpLanes);
   const auto thread = static_cast<int32_t>(threadIdx.x);
   const int32_t lane = thread % kWarpLanes;
@@ -56,9 +57,10 @@ __device__ void PlanItems(int32_t base, int32_t count, PlanShared& shared, Items
     shared.first_item[0] = 0;
   }
   __syncthreads();
+  return shared.first_item[count];
 }
 
-// The last of the planned pairs whose first item is not above `item`.
+// Of `count` planned pairs the one with `item`: the last whose first item is not above.
 __device__ inline int32_t PlannedPair(const PlanShared& shared, int32_t count, int32_t item) {
   int32_t low = 0;
   int32_t high = count;
@@ -73,9 +75,8 @@ __device__ inline int32_t PlannedPair(const PlanShared& shared, int32_t count, i
   return low;
 }
 
-// Calls work(pair, item of the pair) for this block's share of the items of `pairs` pairs, of which
-// a pair has items_of(pair). Which block does an item depends on the batch; what it does must not.
-// work() begins at a barrier; kThreads is the block's size.
+// Calls work(pair, item of the pair) for this block's share of the items of `pairs` pairs. Which
+// block does an item depends on the batch; what it does must not. work() begins at a barrier.
 //
 // With most_items above 0, the most that a pair has, nothing is planned: the grid has a block for
 // each item that there can be, which for few pairs are done before a plan would be.
@@ -85,10 +86,8 @@ __device__ void ForPlannedItems(int32_t pairs, PlanShared& shared, ItemsOf items
   const bool planned = most_items == 0;
   for (int32_t base = 0; base < pairs; base += planned ? kPlanPairs : pairs) {
     const int32_t count = planned ? min(kPlanPairs, pairs - base) : pairs;
-    if (planned) {
-      PlanItems<kThreads>(base, count, shared, items_of);
-    }
-    const int32_t total = planned ? shared.first_item[count] : count * most_items;
+    const int32_t total =
+        planned ? PlanItems<kThreads>(base, count, shared, items_of) : count * most_items;
     for (auto item = static_cast<int32_t>(blockIdx.x); item < total;
          item += static_cast<int32_t>(gridDim.x)) {
       const int32_t pair = planned ? PlannedPair(shared, count, item) : item / most_items;
