@@ -57,13 +57,12 @@ class PageScorer {
                                                       : 0),
         sketches_(params.retrieval.pages + params.retrieval.layout.stats_offset(pair.head) +
                   lane_ * 16),
-        page_bytes_(static_cast<uint32_t>(params.retrieval.layout.page_bytes())) {
-    TakeQueries(0);
-  }
+        page_bytes_(static_cast<uint32_t>(params.retrieval.layout.page_bytes())) {}
 
   // Pages begin, begin + stride, .. below end: four at a time under kMinMax.
   __device__ void Run(int32_t begin, int32_t end, int32_t stride) {
     if constexpr (kScore == PageScore::kMinMax) {
+      TakeQueries(0);
       for (int32_t page = begin * 4; page < end; page += stride * 4) {
         ScoreMinMax(page, min(4, end - page));
       }
@@ -116,8 +115,8 @@ class PageScorer {
   }
 
   __device__ void TakeQueries(int32_t first) {
-    first_query_ = first;
     if constexpr (kScore == PageScore::kMinMax) {
+      first_query_ = first;
       // Four chunks of eight: lane 4r + c has minima (c even) or maxima of dims 8 (c / 2) on.
       LoadQuery<2>(first, lane_ % 4 / 2 * 8, q_);
       const bool maxima = lane_ % 2 != 0;
@@ -132,28 +131,34 @@ class PageScorer {
       });
     } else {
       LoadColumns(first, q_);
-      float most = 0.0f;
-      ForTiles([&](int32_t t) {
+      ScaleColumns(first);
+    }
+  }
+
+  // Makes float16 of the bf16 queries `first` on in q_.
+  __device__ void ScaleColumns(int32_t first) {
+    first_query_ = first;
+    float most = 0.0f;
+    ForTiles([&](int32_t t) {
 #pragma unroll
-        for (int32_t half = 0; half < 2; ++half) {
-          most = fmaxf(most, fmaxf(fabsf(LowBf16(q_[t][half])), fabsf(HighBf16(q_[t][half]))));
-        }
-      });
-      most = MaxOverLanes<kOverColumns>(most);
-      // most < 2^(exponent - 126)
-      const uint32_t exponent = min(__float_as_uint(most) >> 23, 252u);
-      const float down = __uint_as_float((253u - exponent) << 23);
-      ForTiles([&](int32_t t) {
-#pragma unroll
-        for (int32_t half = 0; half < 2; ++half) {
-          q_[t][half] = PackFloat16(LowBf16(q_[t][half]) * down, HighBf16(q_[t][half]) * down);
-        }
-      });
-      const float up = __uint_as_float((exponent + 1) << 23);
-#pragma unroll
-      for (int32_t e = 0; e < 2; ++e) {
-        factors_[e] = __shfl_sync(kWholeWarp, up, ColumnQuery(e) * 4);
+      for (int32_t half = 0; half < 2; ++half) {
+        most = fmaxf(most, fmaxf(fabsf(LowBf16(q_[t][half])), fabsf(HighBf16(q_[t][half]))));
       }
+    });
+    most = MaxOverLanes<kOverColumns>(most);
+    // most < 2^(exponent - 126)
+    const uint32_t exponent = min(__float_as_uint(most) >> 23, 252u);
+    const float down = __uint_as_float((253u - exponent) << 23);
+    ForTiles([&](int32_t t) {
+#pragma unroll
+      for (int32_t half = 0; half < 2; ++half) {
+        q_[t][half] = PackFloat16(LowBf16(q_[t][half]) * down, HighBf16(q_[t][half]) * down);
+      }
+    });
+    const float up = __uint_as_float((exponent + 1) << 23);
+#pragma unroll
+    for (int32_t e = 0; e < 2; ++e) {
+      factors_[e] = __shfl_sync(kWholeWarp, up, ColumnQuery(e) * 4);
     }
   }
 
@@ -268,9 +273,17 @@ class PageScorer {
         own < end ? params_.retrieval.table[int64_t{pair_.slot} * params_.retrieval.max_pages + own]
                   : 0);
     const int32_t pages = __popc(__ballot_sync(kWholeWarp, own < end));
+    // The queries come while the first pages do.
+    const bool fresh = first_query_ < 0;
+    if (fresh) {
+      LoadColumns(0, q_);
+    }
 #pragma unroll
     for (int32_t i = 0; i < kStages - 1; ++i) {
       FetchSketches(page_id, i * kSets, pages, i);
+    }
+    if (fresh) {
+      ScaleColumns(0);
     }
     int32_t stage = 0;
     for (int32_t i = 0; i < pages; i += kSets) {
@@ -474,8 +487,8 @@ class PageScorer {
   int32_t unit_shift_;         // log2 of logical pages in a unit
   const std::byte* sketches_;  // the lane's first bytes of the head's, in page 0 of the pool
   uint32_t page_bytes_;
-  int32_t first_query_ = 0;
-  float factors_[2] = {};  // kSketch: of the queries of the lane's columns of C
+  int32_t first_query_ = -1;  // that q_ has
+  float factors_[2] = {};     // kSketch: of the queries of the lane's columns of C
   uint32_t q_[kTiles][kScore == PageScore::kMinMax ? 4 : 2];
 };
 
