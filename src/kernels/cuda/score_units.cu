@@ -25,7 +25,6 @@ namespace {
 
 constexpr int32_t kScoreThreads = 128;
 constexpr int32_t kScoreWarps = kScoreThreads / kWarpLanes;
-constexpr int32_t kLeastSegmentPages = 8;
 constexpr int32_t kMostSegmentPages = kScoreWarps * kWarpLanes;  // a warp's lanes know its pages
 constexpr int32_t kQueries = 8;                                  // of a group, in one product
 
@@ -531,7 +530,7 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks<kDim, kScore>)
   const int32_t pair_blocks = max(1, Quotient(grid, max(1, pairs)));
   const auto segment_of = [&](const SelectionPair& pair) {
     const int32_t pages = DivideUp(Quotient(pages_of(pair) + pair_blocks - 1, pair_blocks), 4) * 4;
-    return min(max(pages, kLeastSegmentPages), kMostSegmentPages);
+    return min(max(pages, kScoreWarps * kWarpPages), kMostSegmentPages);
   };
   const auto items_of = [&](int32_t index) {
     const SelectionPair pair(params, index);
@@ -579,7 +578,7 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks<kDim, kScore>)
 template <int32_t kDim>
 void LaunchScoreUnits(const SelectUnitsParams& params, cudaStream_t stream) {
   const int64_t items = int64_t{params.batch.max_decode_rows} * params.retrieval.layout.heads *
-                        DivideUp(params.retrieval.max_pages, kLeastSegmentPages);
+                        DivideUp(params.retrieval.max_pages, kScoreWarps);
   const auto launch = [&]<PageScore kScore, int32_t kSets>() {
     const int32_t blocks = PersistentBlocks(items, kScoreBlocks<kDim, kScore>);
     LaunchDependent("select_units", ScoreUnitsKernel<kDim, kScore, kSets>,
