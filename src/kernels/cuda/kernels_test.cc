@@ -1,9 +1,13 @@
-// Linear layers and sampling at sizes that the conformance tests, which run them on the scalar
-// backend too, are too slow for.
+// Linear layers, sampling and lists of units at sizes that the conformance tests, which run them on
+// the scalar backend too, are too slow for.
+#include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <numeric>
 #include <random>
 
 #include "kernels/cuda/test_util.h"
+#include "kernels/sketch.h"
 
 namespace lserve::cuda {
 namespace {
@@ -283,6 +287,117 @@ TEST_F(CudaKernelsTest, SamplesFromALargeVocabulary) {
   }
   EXPECT_LE(differing, 1);
   EXPECT_EQ(tokens[0][0], tokens[1][0]) << "greedy";
+}
+
+// The list that the scores of `tokens` tokens ask for.
+std::vector<int32_t> BestUnits(const std::vector<float>& scores, int32_t tokens,
+                               const SelectionPolicy& policy) {
+  const int32_t newest = FirstForcedNewestUnit(tokens, policy.unit_tokens);
+  const int32_t units = (tokens + policy.unit_tokens - 1) / policy.unit_tokens;
+  std::vector<int32_t> list(static_cast<size_t>(newest - 1));
+  std::iota(list.begin(), list.end(), 1);
+  std::stable_sort(list.begin(), list.end(), [&](int32_t a, int32_t b) {
+    return scores[static_cast<size_t>(a)] > scores[static_cast<size_t>(b)];
+  });
+  list.resize(static_cast<size_t>(policy.token_budget / policy.unit_tokens - 1 - (units - newest)));
+  list.push_back(0);
+  for (int32_t unit = newest; unit < units; ++unit) {
+    list.push_back(unit);
+  }
+  std::sort(list.begin(), list.end());
+  return list;
+}
+
+// Contexts around those that a block's one look at the scores holds, and longer ones. Few pages lie
+// behind many places, so that scores are equal; rows score alike alone and among others.
+TEST_F(CudaKernelsTest, ListsOfLongContextsAreTheBestOfTheirScores) {
+  constexpr KvPageLayout kLayout = {2, 64, 64, KvFormat::kInt4, PageScore::kSketch};
+  constexpr int32_t kPool = 251;
+  constexpr int32_t kMaxPages = 16384;
+  constexpr int32_t kMaxUnits = kMaxPages * 4;
+  constexpr int32_t kGroup = 3;
+  constexpr int32_t kRows = 4;
+  const std::vector<int32_t> tokens = {1048570, 131152, 131168, 300003};
+  std::mt19937 random(11);
+  std::vector<uint8_t> pages(static_cast<size_t>(kPool * kLayout.page_bytes()));
+  std::generate(pages.begin(), pages.end(), [&] { return static_cast<uint8_t>(random()); });
+  for (int32_t page = 0; page < kPool; ++page) {
+    for (int32_t head = 0; head < kLayout.heads; ++head) {
+      std::vector<Float16> box;
+      for (int32_t i = 0; i < 2 * kLayout.head_dim; ++i) {
+        const float middle = ValueAt(21, (page * 2 + head) * 64 + i % 64);
+        box.push_back(RoundDownToFloat16(i < kLayout.head_dim ? middle - 1.0f : middle + 1.0f));
+      }
+      std::memcpy(pages.data() + page * kLayout.page_bytes() + kLayout.box_offset(head), box.data(),
+                  static_cast<size_t>(kLayout.box_bytes()));
+    }
+  }
+  std::vector<int32_t> table(static_cast<size_t>(kRows * kMaxPages));
+  std::generate(table.begin(), table.end(), [&] { return static_cast<int32_t>(random() % kPool); });
+  const Buffer device_pages = Upload(pages);
+  const Buffer device_table = Upload(table);
+  const Buffer open = Upload(Values(22, kRows * kLayout.open().page_bytes() / 2));
+  const Buffer q = Upload(Values(23, int64_t{kRows} * kLayout.heads * kGroup * kLayout.head_dim));
+  const Buffer prompts = Upload(std::vector<int32_t>(kRows, 0));
+  for (const int32_t budget : {512, 8192}) {
+    const int32_t capacity = budget / 16;
+    std::vector<std::vector<float>> scores(static_cast<size_t>(kRows * kLayout.heads));
+    // All rows, then the first alone.
+    for (const int32_t rows : {kRows, 1}) {
+      TestBatch batch(*backend_, *stream_, kRows);
+      batch.Set(rows, 0);
+      std::vector<int32_t> positions = tokens;
+      for (int32_t& position : positions) {
+        --position;
+      }
+      const Buffer row_position = Upload(positions);
+      const Buffer units =
+          Upload(std::vector<int32_t>(static_cast<size_t>(kRows * kLayout.heads * capacity), -7));
+      const Buffer counts =
+          Upload(std::vector<int32_t>(static_cast<size_t>(kRows * kLayout.heads), -1));
+      const Buffer device_scores =
+          Upload(std::vector<float>(static_cast<size_t>(kRows * kLayout.heads * kMaxUnits), NAN));
+      SelectUnitsParams params{};
+      params.batch = batch.view();
+      params.batch.row_position = row_position.As<int32_t>();
+      params.q = q.data();
+      params.retrieval = {device_pages.As<std::byte>(),
+                          open.As<std::byte>(),
+                          device_table.As<int32_t>(),
+                          kMaxPages,
+                          kLayout,
+                          open.As<std::byte>()};
+      params.lists = {units.As<int32_t>(), counts.As<int32_t>(), kLayout.heads, 0, capacity};
+      params.prompt_tokens = prompts.As<int32_t>();
+      params.scores = device_scores.As<float>();
+      params.policy = {budget, 16, 1};
+      params.dtype = DType::kBFloat16;
+      params.q_heads = kLayout.heads * kGroup;
+      params.group = kGroup;
+      const Buffer workspace =
+          backend_->Allocate(backend_->ops().select_units.workspace_bytes(params)).value();
+      params.workspace = workspace.data();
+      ASSERT_EQ(Validate(params).message(), "");
+      backend_->ops().select_units.run(*stream_, params);
+      for (int32_t list = 0; list < rows * kLayout.heads; ++list) {
+        const auto index = static_cast<size_t>(list);
+        const int32_t n = tokens[index / 2];
+        SCOPED_TRACE(testing::Message() << n << " tokens, head " << list % 2 << ", budget "
+                                        << budget << ", rows " << rows);
+        const std::vector<float> got =
+            Download<float>(device_scores, kMaxUnits, int64_t{list} * kMaxUnits);
+        for (int32_t unit = 0; unit < kMaxUnits; ++unit) {
+          ASSERT_EQ(std::isfinite(got[static_cast<size_t>(unit)]), unit * 16 < n) << unit;
+        }
+        if (rows == 1) {
+          ASSERT_EQ(got, scores[index]);
+        }
+        scores[index] = got;
+        ASSERT_EQ(Download<int32_t>(units, capacity, int64_t{list} * capacity),
+                  BestUnits(got, n, params.policy));
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -25,7 +25,6 @@ namespace {
 
 constexpr int32_t kScoreThreads = 128;
 constexpr int32_t kScoreWarps = kScoreThreads / kWarpLanes;
-constexpr int32_t kLeastSegmentPages = 8;
 constexpr int32_t kMostSegmentPages = kScoreWarps * kWarpLanes;  // a warp's lanes know its pages
 constexpr int32_t kQueries = 8;                                  // of a group, in one product
 
@@ -57,13 +56,12 @@ class PageScorer {
                                                       : 0),
         sketches_(params.retrieval.pages + params.retrieval.layout.stats_offset(pair.head) +
                   lane_ * 16),
-        page_bytes_(static_cast<uint32_t>(params.retrieval.layout.page_bytes())) {
-    TakeQueries(0);
-  }
+        page_bytes_(static_cast<uint32_t>(params.retrieval.layout.page_bytes())) {}
 
   // Pages begin, begin + stride, .. below end: four at a time under kMinMax.
   __device__ void Run(int32_t begin, int32_t end, int32_t stride) {
     if constexpr (kScore == PageScore::kMinMax) {
+      TakeQueries(0);
       for (int32_t page = begin * 4; page < end; page += stride * 4) {
         ScoreMinMax(page, min(4, end - page));
       }
@@ -116,8 +114,8 @@ class PageScorer {
   }
 
   __device__ void TakeQueries(int32_t first) {
-    first_query_ = first;
     if constexpr (kScore == PageScore::kMinMax) {
+      first_query_ = first;
       // Four chunks of eight: lane 4r + c has minima (c even) or maxima of dims 8 (c / 2) on.
       LoadQuery<2>(first, lane_ % 4 / 2 * 8, q_);
       const bool maxima = lane_ % 2 != 0;
@@ -132,28 +130,34 @@ class PageScorer {
       });
     } else {
       LoadColumns(first, q_);
-      float most = 0.0f;
-      ForTiles([&](int32_t t) {
+      ScaleColumns(first);
+    }
+  }
+
+  // Makes float16 of the bf16 queries `first` on in q_.
+  __device__ void ScaleColumns(int32_t first) {
+    first_query_ = first;
+    float most = 0.0f;
+    ForTiles([&](int32_t t) {
 #pragma unroll
-        for (int32_t half = 0; half < 2; ++half) {
-          most = fmaxf(most, fmaxf(fabsf(LowBf16(q_[t][half])), fabsf(HighBf16(q_[t][half]))));
-        }
-      });
-      most = MaxOverLanes<kOverColumns>(most);
-      // most < 2^(exponent - 126)
-      const uint32_t exponent = min(__float_as_uint(most) >> 23, 252u);
-      const float down = __uint_as_float((253u - exponent) << 23);
-      ForTiles([&](int32_t t) {
-#pragma unroll
-        for (int32_t half = 0; half < 2; ++half) {
-          q_[t][half] = PackFloat16(LowBf16(q_[t][half]) * down, HighBf16(q_[t][half]) * down);
-        }
-      });
-      const float up = __uint_as_float((exponent + 1) << 23);
-#pragma unroll
-      for (int32_t e = 0; e < 2; ++e) {
-        factors_[e] = __shfl_sync(kWholeWarp, up, ColumnQuery(e) * 4);
+      for (int32_t half = 0; half < 2; ++half) {
+        most = fmaxf(most, fmaxf(fabsf(LowBf16(q_[t][half])), fabsf(HighBf16(q_[t][half]))));
       }
+    });
+    most = MaxOverLanes<kOverColumns>(most);
+    // most < 2^(exponent - 126)
+    const uint32_t exponent = min(__float_as_uint(most) >> 23, 252u);
+    const float down = __uint_as_float((253u - exponent) << 23);
+    ForTiles([&](int32_t t) {
+#pragma unroll
+      for (int32_t half = 0; half < 2; ++half) {
+        q_[t][half] = PackFloat16(LowBf16(q_[t][half]) * down, HighBf16(q_[t][half]) * down);
+      }
+    });
+    const float up = __uint_as_float((exponent + 1) << 23);
+#pragma unroll
+    for (int32_t e = 0; e < 2; ++e) {
+      factors_[e] = __shfl_sync(kWholeWarp, up, ColumnQuery(e) * 4);
     }
   }
 
@@ -268,9 +272,17 @@ class PageScorer {
         own < end ? params_.retrieval.table[int64_t{pair_.slot} * params_.retrieval.max_pages + own]
                   : 0);
     const int32_t pages = __popc(__ballot_sync(kWholeWarp, own < end));
+    // The queries come while the first pages do.
+    const bool fresh = first_query_ < 0;
+    if (fresh) {
+      LoadColumns(0, q_);
+    }
 #pragma unroll
     for (int32_t i = 0; i < kStages - 1; ++i) {
       FetchSketches(page_id, i * kSets, pages, i);
+    }
+    if (fresh) {
+      ScaleColumns(0);
     }
     int32_t stage = 0;
     for (int32_t i = 0; i < pages; i += kSets) {
@@ -474,8 +486,8 @@ class PageScorer {
   int32_t unit_shift_;         // log2 of logical pages in a unit
   const std::byte* sketches_;  // the lane's first bytes of the head's, in page 0 of the pool
   uint32_t page_bytes_;
-  int32_t first_query_ = 0;
-  float factors_[2] = {};  // kSketch: of the queries of the lane's columns of C
+  int32_t first_query_ = -1;  // that q_ has
+  float factors_[2] = {};     // kSketch: of the queries of the lane's columns of C
   uint32_t q_[kTiles][kScore == PageScore::kMinMax ? 4 : 2];
 };
 
@@ -518,7 +530,7 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks<kDim, kScore>)
   const int32_t pair_blocks = max(1, Quotient(grid, max(1, pairs)));
   const auto segment_of = [&](const SelectionPair& pair) {
     const int32_t pages = DivideUp(Quotient(pages_of(pair) + pair_blocks - 1, pair_blocks), 4) * 4;
-    return min(max(pages, kLeastSegmentPages), kMostSegmentPages);
+    return min(max(pages, kScoreWarps * kWarpPages), kMostSegmentPages);
   };
   const auto items_of = [&](int32_t index) {
     const SelectionPair pair(params, index);
@@ -566,7 +578,7 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks<kDim, kScore>)
 template <int32_t kDim>
 void LaunchScoreUnits(const SelectUnitsParams& params, cudaStream_t stream) {
   const int64_t items = int64_t{params.batch.max_decode_rows} * params.retrieval.layout.heads *
-                        DivideUp(params.retrieval.max_pages, kLeastSegmentPages);
+                        DivideUp(params.retrieval.max_pages, kScoreWarps);
   const auto launch = [&]<PageScore kScore, int32_t kSets>() {
     const int32_t blocks = PersistentBlocks(items, kScoreBlocks<kDim, kScore>);
     LaunchDependent("select_units", ScoreUnitsKernel<kDim, kScore, kSets>,

@@ -417,7 +417,15 @@ __device__ void KeepByBits(const float* scores, int32_t end, int32_t places, int
   }
 }
 
-__global__ void __launch_bounds__(kListThreads)
+// Registers for two blocks a multiprocessor where kernels overlap and its threads suffice: a block
+// then finds room beside those that still score.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000)
+constexpr int32_t kListBlocks = 2;
+#else
+constexpr int32_t kListBlocks = 1;
+#endif
+
+__global__ void __launch_bounds__(kListThreads, kListBlocks)
     WriteListsKernel(const __grid_constant__ SelectUnitsParams params) {
   __shared__ ListShared shared;
   LetNextKernelStart();
