@@ -83,16 +83,6 @@ __device__ __forceinline__ void MultiplyAddHalf(float (&c)[4], uint32_t a0, uint
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// c += a b, a of unsigned and b of signed bytes, 32 in depth: a register of A holds row r or r + 8
-// and columns 4c to 4c + 3 (two registers), then 16 + 4c on; of B column r and those rows.
-__device__ __forceinline__ void MultiplyAddBytes(int32_t (&c)[4], const uint32_t (&a)[4],
-                                                 uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};\n"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 // 2^x within 2 units in the last place; 0 for minus infinity.
 __device__ __forceinline__ float Exp2(float x) {
   float result;
