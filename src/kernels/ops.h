@@ -232,7 +232,7 @@ struct UnitLists {
   int64_t* made = nullptr;  // how often each list was made, never reset; or null
 };
 
-// What a decode row of a retrieval head attends to (design section 3).
+// What a decode row of a retrieval head attends to (docs/design.md, section 4).
 struct SelectionPolicy {
   int32_t token_budget;    // n <= budget: all; a multiple of unit_tokens, >= 64 + 3 units; 0: dense
   int32_t unit_tokens;     // 64, 32 or 16

@@ -1,6 +1,6 @@
-// The equalities that the forward pass must hold (design section 3): what may not change a logit's
-// bits, and where sparse attention must equal dense. Random 4-layer models with retrieval and
-// streaming heads in every layer.
+// The equalities that the forward pass must hold (docs/design.md, section 10): what may not change
+// a logit's bits, and where sparse attention must equal dense. Random 4-layer models with retrieval
+// and streaming heads in every layer.
 #include <gtest/gtest.h>
 
 #include <algorithm>

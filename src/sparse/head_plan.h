@@ -1,4 +1,4 @@
-// HeadPlan: which KV heads stream and which retrieve (design section 3; LServe section 3.2).
+// HeadPlan: which KV heads stream and which retrieve (docs/design.md, section 4; LServe section 3.2).
 // Immutable values; free functions are thread-safe.
 #pragma once
 
