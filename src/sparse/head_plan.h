@@ -1,5 +1,5 @@
-// HeadPlan: which KV heads stream and which retrieve (docs/design.md, section 4; LServe section 3.2).
-// Immutable values; free functions are thread-safe.
+// HeadPlan: which KV heads stream and which retrieve (docs/design.md, section 4; LServe
+// section 3.2). Immutable values; free functions are thread-safe.
 #pragma once
 
 #include <cstdint>

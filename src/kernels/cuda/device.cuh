@@ -37,9 +37,9 @@ constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // or to overwrite under. That holds only if every block waits, also one that has nothing to do.
 //
 // Before its wait a block may read what no kernel writes while a step runs: its parameters, weights
-// (a packed weight is complete when PackLinear returns), the arrays of the batch, page tables and the
-// prompts' lengths, which copies bring; a copy waits for the kernels before it and holds up those
-// behind it, as does a kernel of a library or one launched by Launch().
+// (a packed weight is complete when PackLinear returns), the arrays of the batch, page tables and
+// the prompts' lengths, which copies bring; a copy waits for the kernels before it and holds up
+// those behind it, as does a kernel of a library or one launched by Launch().
 
 __device__ __forceinline__ void WaitForEarlierKernels() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
