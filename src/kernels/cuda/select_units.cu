@@ -156,12 +156,7 @@ __device__ Buckets SampleBuckets(const float (&sample)[kThreadSample], int32_t p
   // The bucket, from the highest down, that brings the sum to `places`.
   const int32_t bucket = kListThreads - 1 - thread;
   const int32_t scored = shared.histogram[bucket];
-  int32_t inclusive = scored;
-#pragma unroll
-  for (int32_t distance = 1; distance < kWarpLanes; distance *= 2) {
-    const int32_t before = __shfl_up_sync(kWholeWarp, inclusive, distance);
-    inclusive += lane >= distance ? before : 0;
-  }
+  int32_t inclusive = SumUpToLane(scored, lane);
   if (lane == kWarpLanes - 1) {
     shared.warp_sums[warp] = inclusive;
   }
@@ -282,12 +277,7 @@ __device__ void FindBucket(ListShared& shared, int32_t shift) {
     for (int32_t i = 0; i < kRun; ++i) {
       sum += shared.histogram[top - i];
     }
-    int32_t inclusive = sum;
-#pragma unroll
-    for (int32_t step = 1; step < kWarpLanes; step *= 2) {
-      const int32_t below = __shfl_up_sync(kWholeWarp, inclusive, step);
-      inclusive += lane >= step ? below : 0;
-    }
+    const int32_t inclusive = SumUpToLane(sum, lane);
     const int32_t places = shared.places;
     const uint32_t reached = __ballot_sync(kWholeWarp, inclusive >= places);
     if (reached != 0 && lane == __ffs(static_cast<int32_t>(reached)) - 1) {

@@ -117,6 +117,16 @@ __device__ __forceinline__ uint32_t FromHalf2(__half2 pair) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
+// The sum over the lanes up to this one.
+__device__ __forceinline__ int32_t SumUpToLane(int32_t x, int32_t lane) {
+#pragma unroll
+  for (int32_t distance = 1; distance < kWarpLanes; distance *= 2) {
+    const int32_t before = __shfl_up_sync(kWholeWarp, x, distance);
+    x += lane >= distance ? before : 0;
+  }
+  return x;
+}
+
 // The maximum or sum over the lanes that differ in the bits of kMask.
 template <uint32_t kMask>
 __device__ __forceinline__ float MaxOverLanes(float x) {

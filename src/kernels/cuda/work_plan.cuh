@@ -35,12 +35,7 @@ __device__ int32_t PlanItems(int32_t base, int32_t count, PlanShared& shared, It
     shared.first_item[pair + 1] = items;
     sum += items;
   }
-  int32_t inclusive = sum;
-#pragma unroll
-  for (int32_t step = 1; step < kWarpLanes; step *= 2) {
-    const int32_t below = __shfl_up_sync(kWholeWarp, inclusive, step);
-    inclusive += lane >= step ? below : 0;
-  }
+  const int32_t inclusive = SumUpToLane(sum, lane);
   if (lane == kWarpLanes - 1) {
     shared.warp_items[thread / kWarpLanes] = inclusive;
   }
