@@ -27,12 +27,27 @@ union EightElements {
 
 __device__ inline float Bf16(uint16_t bits) { return ToFloat(BFloat16{bits}); }
 
-// 16-byte pieces, all threads of the block.
+// 16-byte pieces, all threads of the block; the ranges do not overlap. Several loads are under way
+// before the first store, as the compiler, which cannot know that, would not have it.
 __device__ inline void CopyBytes(const std::byte* from, std::byte* to, int64_t bytes) {
+  constexpr int32_t kAtATime = 8;
   const auto* source = reinterpret_cast<const uint4*>(from);
   auto* destination = reinterpret_cast<uint4*>(to);
-  for (int64_t i = threadIdx.x; i < bytes / 16; i += blockDim.x) {
-    destination[i] = source[i];
+  const int64_t pieces = bytes / 16;
+  for (int64_t first = threadIdx.x; first < pieces; first += kAtATime * int64_t{blockDim.x}) {
+    uint4 some[kAtATime];
+#pragma unroll
+    for (int32_t i = 0; i < kAtATime; ++i) {
+      const int64_t piece = first + i * int64_t{blockDim.x};
+      some[i] = piece < pieces ? source[piece] : uint4{};
+    }
+#pragma unroll
+    for (int32_t i = 0; i < kAtATime; ++i) {
+      const int64_t piece = first + i * int64_t{blockDim.x};
+      if (piece < pieces) {
+        destination[piece] = some[i];
+      }
+    }
   }
 }
 
@@ -56,6 +71,7 @@ __device__ inline void WriteKeyCodes(const KvPageLayout& layout, int32_t head, c
        d += static_cast<int32_t>(blockDim.x)) {
     float lowest = Bf16(keys[ElementIndex(0, d, padded)]);
     float highest = lowest;
+#pragma unroll 21
     for (int32_t token = 1; token < kPageTokens; ++token) {
       const float key = Bf16(keys[ElementIndex(token, d, padded)]);
       lowest = key < lowest ? key : lowest;

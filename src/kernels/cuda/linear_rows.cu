@@ -41,6 +41,9 @@ struct RowsShape {
   static constexpr int32_t Stages(bool dependent_launch) {
     return (dependent_launch ? 6 : 4) / kGroups;
   }
+  // Steps that a warp asks for its input ahead, as the registers of two blocks allow: what the
+  // kernel before wrote comes from the second-level cache, which takes longer than a step.
+  static constexpr int32_t kAhead = kTiles == 1 ? 4 : kTiles == 2 ? 2 : 1;
   static constexpr int32_t kStageBytes = kGroups * kGroupBytes;
   using Partial = float[kWarps][kGroups][kTiles][4][kWarpThreads];
   static constexpr int32_t Bytes(bool dependent_launch) {
@@ -207,20 +210,22 @@ __global__ void __launch_bounds__(kThreads)
 
   const int32_t items = (arguments.packed_rows + Shape::kOutputs - 1) / Shape::kOutputs * row_tiles;
   const int32_t steps = arguments.padded_depth / kStep;
-  const int32_t swap = 4 * (g % 2);  // as Fetch places chunks
-  // The lane's part of the input for a step; it is asked for one step ahead.
-  uint4 x[kTiles][2];
-  int32_t asked_row = -1;  // the first of the rows that x holds for the warp's first step
-  const auto ask = [&](int32_t first_row, int32_t step) {
+  const int32_t swap = 4 * (g % 2);                                 // as Fetch places chunks
+  const int32_t warp_steps = (steps - warp + kWarps - 1) / kWarps;  // of an item; not above 0: none
+  // The lane's part of the input for the warp's next kAhead steps, a step i in x[i % kAhead].
+  uint4 x[Shape::kAhead][kTiles][2];
+  int32_t asked_row = -1;  // the first of the rows that x holds for the first steps of an item
+  const auto ask = [&](uint4(&to)[kTiles][2], int32_t first_row, int32_t step) {
 #pragma unroll
     for (int32_t tile = 0; tile < kTiles; ++tile) {
       const int32_t row = first_row + tile * kTileRows + g;
 #pragma unroll
       for (int32_t half = 0; half < 2; ++half) {
-        x[tile][half] = row < rows
-                            ? LoadInput<kAligned>(arguments.input + int64_t{row} * arguments.depth,
-                                                  step * kStep + 32 * half + 8 * t, arguments.depth)
-                            : uint4{};
+        to[tile][half] =
+            row < rows ? LoadInput<kAligned>(arguments.input + int64_t{row} * arguments.depth,
+                                             (warp + step * kWarps) * kStep + 32 * half + 8 * t,
+                                             arguments.depth)
+                       : uint4{};
       }
     }
   };
@@ -232,11 +237,14 @@ __global__ void __launch_bounds__(kThreads)
       continue;
     }
     if (asked_row != first_row) {
-      ask(first_row, warp);
+#pragma unroll
+      for (int32_t step = 0; step < Shape::kAhead; ++step) {
+        ask(x[step], first_row, step);
+      }
     }
     asked_row = first_row;
     float sums[kGroups][kTiles][4] = {};
-    for (int32_t step = warp; step < steps; step += kWarps) {
+    const auto take_step = [&](uint4(&input)[kTiles][2], int32_t next) {
       WaitCopies<kStages - 1>();
       __syncwarp();
       std::byte* data = ring + stage * Shape::kStageBytes;
@@ -254,14 +262,6 @@ __global__ void __launch_bounds__(kThreads)
       __syncwarp();  // the stage has been read
       Fetch(arguments.padded_depth, walk, data);
       stage = stage + 1 == kStages ? 0 : stage + 1;
-      uint4 input[kTiles][2];
-#pragma unroll
-      for (int32_t tile = 0; tile < kTiles; ++tile) {
-        input[tile][0] = x[tile][0];
-        input[tile][1] = x[tile][1];
-      }
-      // Behind the last step comes an item with the same rows, or one that asks again.
-      ask(first_row, step + kWarps < steps ? step + kWarps : warp);
 #pragma unroll
       for (int32_t half = 0; half < 2; ++half) {
 #pragma unroll
@@ -274,6 +274,17 @@ __global__ void __launch_bounds__(kThreads)
             MultiplyAdd(sums[group][tile], h.x, l.x, h.y, l.y, in.x, in.y);
             MultiplyAdd(sums[group][tile], h.z, l.z, h.w, l.w, in.z, in.w);
           }
+        }
+      }
+      ask(input, first_row, next);
+    };
+    for (int32_t base = 0; base < warp_steps; base += Shape::kAhead) {
+#pragma unroll
+      for (int32_t i = 0; i < Shape::kAhead; ++i) {
+        if (base + i < warp_steps) {
+          // Behind the last steps comes an item with the same rows, or one that asks again.
+          const int32_t next = base + i + Shape::kAhead;
+          take_step(x[i], next < warp_steps ? next : i);
         }
       }
     }

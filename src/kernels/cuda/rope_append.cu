@@ -89,6 +89,7 @@ class Appender {
     if (kv_head >= retrieval_heads) {
       const HeadPlanes planes(RingPage(params_.streaming, slot, page), params_.streaming.layout,
                               kv_head - retrieval_heads);
+      PrefetchToken(planes, token);
       WaitForEarlierKernels();
       AppendRows(row, 1, kv_head, token, planes);
       return;
@@ -96,6 +97,7 @@ class Appender {
     const RetrievalLane& lane = params_.retrieval;
     std::byte* open = OpenPage(lane, slot);
     const HeadPlanes planes(open, lane.layout.open(), kv_head);
+    PrefetchToken(planes, token);
     WaitForEarlierKernels();
     if (token == 0 && page > 0) {
       ClosePage(lane.layout, kv_head, open, ClosedPage(lane, slot, page - 1), shared_);
@@ -148,6 +150,20 @@ class Appender {
   }
 
  private:
+  // The lines that a token is appended to. A kernel ends when its stores have arrived, and a step
+  // touches no line of a layer's cache twice, so that these would wait for memory and for the
+  // translation of their addresses.
+  __device__ void PrefetchToken(const HeadPlanes& planes, int32_t token) const {
+    const int32_t eights = padded_ / 8;
+    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < 2 * eights; i += kThreads) {
+      const int32_t d = i % eights * 8;
+      PrefetchToL2((i < eights ? planes.keys : planes.values) + ElementIndex(token, d, padded_));
+      if (planes.stats != nullptr) {
+        PrefetchToL2(planes.stats + StatsIndex(token / kUnitTokens, d, i / eights));
+      }
+    }
+  }
+
   // The rows of a chunk that lie in `page`.
   __device__ void AppendPart(const PrefillChunk& chunk, int32_t page, int32_t kv_head,
                              const HeadPlanes& planes) const {

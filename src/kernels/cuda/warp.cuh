@@ -29,6 +29,12 @@ __device__ __forceinline__ void CopyAsync16(void* shared, const void* global) {
                : "memory");
 }
 
+// Begins to bring the line of `global`, and the translation of its address, to the second-level
+// cache.
+__device__ __forceinline__ void PrefetchToL2(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(global));
+}
+
 // Closes the group of the copies that this thread has begun since the last one.
 __device__ __forceinline__ void CommitCopies() {
   asm volatile("cp.async.commit_group;\n" ::: "memory");
