@@ -1,5 +1,6 @@
 // lserve serve: the OpenAI-compatible server. The socket opens first and answers 503 until the
 // model is loaded; SIGINT and SIGTERM drain it.
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -62,11 +63,11 @@ void LogStartUp(const LoadedModel& model, const std::vector<std::string>& modes,
           model.plan_source);
     }
     spdlog::info(
-        "{}: the others read at most {} tokens a step, in units of {}, ranked by {}, reuse "
-        "interval "
-        "{}; accuracy differs from dense: `lserve eval` measures it",
-        modes[i], model.settings.token_budget, model.settings.selection_unit,
-        model.settings.page_score, model.settings.reuse_interval);
+        "{}: the others read at most {} tokens a step of contexts above {}, in units of {}, ranked "
+        "by {}, reuse interval {}; accuracy differs from dense: `lserve eval` measures it",
+        modes[i], model.settings.token_budget,
+        std::max(model.settings.token_budget, model.settings.decode_dense_tokens),
+        model.settings.selection_unit, model.settings.page_score, model.settings.reuse_interval);
   }
 }
 

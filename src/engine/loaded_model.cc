@@ -96,6 +96,9 @@ Result<LoadedModel> LoadedModel::OpenShape(const std::string& shape, const Setti
 Status LoadedModel::OpenBackend() {
   ASSIGN_OR_RETURN(backend, MakeBackend(settings.device,
                                         BackendOptions{static_cast<int32_t>(settings.threads)}));
+  if (settings.decode_dense_tokens == kDenseTokensOfDevice) {
+    settings.decode_dense_tokens = backend->facts().own_memory ? kGpuDenseTokens : 0;
+  }
   return OkStatus();
 }
 
@@ -121,7 +124,8 @@ Result<SelectionPolicy> PolicyOf(const Settings& settings) {
   return SelectionPolicy{.token_budget = static_cast<int32_t>(settings.token_budget),
                          .unit_tokens = static_cast<int32_t>(settings.selection_unit),
                          .reuse_interval = reuse.interval,
-                         .reuse_distance = reuse.distance};
+                         .reuse_distance = reuse.distance,
+                         .dense_tokens = static_cast<int32_t>(settings.decode_dense_tokens)};
 }
 
 Result<AttentionMode> LoadedModel::Mode(const std::string& attention) const {

@@ -62,6 +62,14 @@ TEST_F(LoadedModelPlan, TheUsersWindowGoesFirstAndAFileHasNone) {
   EXPECT_EQ(Open().value().settings.local_tokens, 256);
 }
 
+TEST_F(LoadedModelPlan, TheDeviceSaysBelowWhatContextsAreReadWhole) {
+  EXPECT_EQ(Open().value().Mode("lserve").value().policy.dense_tokens, 0);  // on the CPU
+  settings_.decode_dense_tokens = 300;
+  const LoadedModel model = Open().value();
+  EXPECT_EQ(model.Mode("lserve").value().policy.dense_tokens, 300);
+  EXPECT_EQ(model.Mode("dense").value().policy.dense_tokens, 0);
+}
+
 TEST_F(LoadedModelPlan, APlanOfAnotherModelIsRefused) {
   settings_.head_plan = folder_;
   Write("full_attention_heads.tsv", "0\t0\t0\t0\n");

@@ -106,6 +106,9 @@ Status Validate(const Settings& s) {
         "--token-budget {} is not a multiple of the selection unit {} and at least {}",
         s.token_budget, s.selection_unit, 64 + 3 * s.selection_unit);
   }
+  if (s.decode_dense_tokens != kDenseTokensOfDevice) {
+    RETURN_IF_ERROR(CheckRange("decode-dense-tokens", s.decode_dense_tokens, 0, 1 << 30));
+  }
   RETURN_IF_ERROR(ParseReuse(s.reuse_interval).status());
   RETURN_IF_ERROR(CheckOneOf("prefill-attention", s.prefill_attention, {"static", "dynamic"}));
   RETURN_IF_ERROR(CheckRange("prefill-threshold", s.prefill_threshold, 0.0, 1.0));

@@ -14,6 +14,9 @@ namespace lserve {
 
 // A window size that comes with the head plan, else is LServe's: 128 sink and 256 local tokens.
 inline constexpr int64_t kWindowOfPlan = -1;
+// Of decode_dense_tokens: kGpuDenseTokens on a device with memory of its own, else 0.
+inline constexpr int64_t kDenseTokensOfDevice = -1;
+inline constexpr int64_t kGpuDenseTokens = 8192;
 
 struct Settings {
   std::string attention = "lserve";
@@ -23,6 +26,7 @@ struct Settings {
   int64_t token_budget = 4096;
   std::string page_score = "minmax";
   int64_t selection_unit = 64;
+  int64_t decode_dense_tokens = kDenseTokensOfDevice;
   std::string reuse_interval = "1";
   std::string prefill_attention = "static";
   double prefill_threshold = 0.01;
@@ -55,6 +59,10 @@ struct Settings {
           "tokens that a retrieval head reads in decode; a multiple of the selection unit");
     visit("page-score", s.page_score, "what ranks the units of a retrieval head: minmax or sketch");
     visit("selection-unit", s.selection_unit, "tokens selected together: 64, 32 or 16");
+    visit(
+        "decode-dense-tokens", s.decode_dense_tokens,
+        "contexts of so many tokens are read whole, whatever the budget; -1: 8192 on a GPU, where "
+        "choosing takes longer, else 0");
     visit(
         "reuse-interval", s.reuse_interval,
         "decode steps that share one selection, or auto: until the query moves away (auto:DISTANCE "

@@ -257,6 +257,7 @@ Status Validate(const SelectionPolicy& policy) {
     return InvalidArgument("{}: the reuse distance is {}, must be at least 0", op,
                            policy.reuse_distance);
   }
+  RETURN_IF_ERROR(AtLeast(op, "dense_tokens", policy.dense_tokens, 0));
   if (policy.token_budget == 0) {
     return OkStatus();
   }

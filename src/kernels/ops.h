@@ -240,23 +240,31 @@ struct SelectionPolicy {
   // Unless 0: select also when a query of the group has moved by more than this share of its
   // length, |q - q'| > distance |q|, from the q' that made the list (query_distance.h); >= 0.
   float reuse_distance = 0.0f;
+  // n <= dense_tokens: all as well, where reading them takes less time than choosing; >= 0.
+  int32_t dense_tokens = 0;
 };
+
+// Whether a row with `tokens` tokens, its own included, attends to all of them.
+constexpr bool ReadsAll(const SelectionPolicy& policy, int32_t tokens) {
+  return policy.token_budget == 0 || tokens <= policy.token_budget || tokens <= policy.dense_tokens;
+}
 
 // The newest units that are always kept: those holding one of the newest 64 of n tokens.
 constexpr int32_t FirstForcedNewestUnit(int32_t tokens, int32_t unit_tokens) {
   return (tokens > kPageTokens ? tokens - kPageTokens : 0) / unit_tokens;
 }
 
-// For each decode row and retrieval head with n = position + 1 > budget, when the policy or a count
-// of -1 asks for it: scores every unit of the n tokens and keeps budget / unit of them.
+// For each decode row and retrieval head that does not read all of its n = position + 1 tokens
+// (ReadsAll), when the policy or a count of -1 asks for it: scores every unit of the n tokens and
+// keeps budget / unit of them.
 //   kMinMax: score of logical page j for query head h: sum_d max(q_d kmax_d(j), q_d kmin_d(j)) /
 //     sqrt(D); of a unit: the maximum over its logical pages
 //   kSketch: score of token t: sum_d q_d k_d(t) / sqrt(D), k read back from its code (sketch.h), in
 //     the open page the key itself; of a unit: the maximum over its tokens
 //   q is rounded to bf16, sums are float32; of a group: the maximum over its query heads. Of a
 //   logical page or unit of which only some tokens exist those count.
-// Kept always: unit 0 and the forced newest units; the rest by score, ties to the lower unit. With
-// n <= budget the count becomes -1.
+// Kept always: unit 0 and the forced newest units; the rest by score, ties to the lower unit. Of a
+// row that reads all, the count becomes -1.
 struct SelectUnitsParams {
   BatchView batch;
   const void* q;            // [max_rows, q_heads, head_dim] of dtype

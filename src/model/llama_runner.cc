@@ -463,7 +463,7 @@ LlamaRunner::Pass LlamaRunner::FillStep(const StepInput& input,
   for (const DecodeRow& decode : input.decode) {
     CHECK_EQ(decode.position, cache_->length(decode.slot));
     CHECK_LT(decode.token, limits_.vocab_size);
-    if (!mode_.dense() && decode.position >= mode_.policy.token_budget) {
+    if (!ReadsAll(mode_.policy, static_cast<int32_t>(decode.position) + 1)) {
       selecting_rows_.push_back(row);
     }
     add_row(decode.slot, decode.position, decode.token);

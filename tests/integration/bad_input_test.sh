@@ -140,6 +140,8 @@ expect 'share is NaN' 'streaming-share' generate "$model" --streaming-share nan
 expect 'budget no multiple' 'token-budget.*100' generate "$model" --token-budget 100
 expect 'budget too small' 'token-budget.*128' generate "$model" --token-budget 128
 expect 'odd unit' 'selection-unit.*48' generate "$model" --selection-unit 48
+expect 'dense tokens below -1' 'decode-dense-tokens.*-2' generate "$model" \
+  --decode-dense-tokens -2
 expect 'interval 0' 'reuse-interval.*0' generate "$model" --reuse-interval 0
 expect 'unknown prefill attention' 'prefill-attention.*blocks' generate "$model" \
   --prefill-attention blocks

@@ -68,7 +68,8 @@ std::ostream& operator<<(std::ostream& out, const LayerShape& shape) {
              << shape.sink_tokens << " + " << shape.local_tokens << ", budget "
              << shape.policy.token_budget << " in units of " << shape.policy.unit_tokens
              << ", reuse interval " << shape.policy.reuse_interval << ", reuse distance "
-             << shape.policy.reuse_distance << (shape.score == PageScore::kSketch ? ", sketch" : "")
+             << shape.policy.reuse_distance << ", dense tokens " << shape.policy.dense_tokens
+             << (shape.score == PageScore::kSketch ? ", sketch" : "")
              << (shape.format == KvFormat::kInt8   ? ", int8"
                  : shape.format == KvFormat::kInt4 ? ", int4"
                                                    : "");
@@ -81,7 +82,7 @@ std::vector<LayerShape> LayerShapes() {
       {3, 0, 80, 3, 128, 256, {112, 16, 3}, false, true},
       {0, 2, 96, 1, 0, 1, {256, 64, 1}, true, true},
       {1, 1, 64, 8, 100, 65, {128, 16, 1}, false, true},
-      {2, 1, 128, 1, 200, 64, {320, 64, 2}, false, false},
+      {2, 1, 128, 1, 200, 64, {320, 64, 2, 0.0f, 400}, false, false},
       {1, 2, 80, 4, 3, 17, {160, 32, 1}, true, false},
       {1, 1, 96, 2, 1000, 66, {0, 64, 1}, false, false},
       {2, 1, 64, 2, 128, 256, {128, 16, 1}, false, false, PageScore::kSketch},

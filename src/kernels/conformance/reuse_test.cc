@@ -104,6 +104,8 @@ TEST_P(Reuse, NothingIsMadeOrCountedWithinTheBudget) {
   shape.policy.token_budget = 304;  // generated token 4 is the first beyond it
   const QueryPath drifts = [](int32_t i) { return Turned(0.5f * static_cast<float>(i)); };
   EXPECT_EQ(Made(shape, 8, drifts), "00001111");
+  shape.policy.dense_tokens = 306;
+  EXPECT_EQ(Made(shape, 8, drifts), "00000011") << "nor of a context that is read whole";
 }
 
 class ReuseConformance : public Reuse {

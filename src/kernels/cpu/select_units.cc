@@ -116,7 +116,7 @@ class UnitSelector {
     for (int64_t pair = team_.thread(); pair < pairs_; pair += team_.threads()) {
       if (scratch_.due[pair] != 0) {
         WriteList(pair);
-      } else if (Tokens(pair) <= params_.policy.token_budget || params_.policy.token_budget == 0) {
+      } else if (ReadsAll(params_.policy, Tokens(pair))) {
         params_.lists.counts[List(pair)] = -1;
       }
     }
@@ -170,7 +170,7 @@ class UnitSelector {
 
   bool Due(int64_t pair) const {
     const SelectionPolicy& policy = params_.policy;
-    if (policy.token_budget == 0 || Tokens(pair) <= policy.token_budget) {
+    if (ReadsAll(policy, Tokens(pair))) {
       return false;
     }
     const int32_t generated = Tokens(pair) - 1 - params_.prompt_tokens[Slot(pair)];

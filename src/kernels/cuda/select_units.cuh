@@ -50,7 +50,7 @@ struct SelectionPair {
   }
 
   __device__ bool BeyondBudget(const SelectUnitsParams& params) const {
-    return params.policy.token_budget > 0 && tokens > params.policy.token_budget;
+    return !ReadsAll(params.policy, tokens);
   }
   // Due whatever the queries.
   __device__ bool InItsTurn(const SelectUnitsParams& params) const {

@@ -151,7 +151,7 @@ void RunSelectUnits(const SelectUnitsParams& params) {
     const int32_t tokens = params.batch.row_position[row] + 1;
     for (int32_t head = 0; head < heads; ++head) {
       const int64_t index = int64_t{slot} * lists.slot_lists + lists.first_list + head;
-      if (policy.token_budget == 0 || tokens <= policy.token_budget) {
+      if (ReadsAll(policy, tokens)) {
         lists.counts[index] = -1;
         continue;
       }
