@@ -174,6 +174,25 @@ Status Validate(const AddRmsNormParams& params) {
   return NotNull(op, "output", params.output);
 }
 
+AddRmsNormParams NormOfInput(const LinearParams& params) {
+  return AddRmsNormParams{.batch = params.batch,
+                          .rows = params.rows,
+                          .residual = const_cast<void*>(params.input),  // only read
+                          .addend = nullptr,
+                          .weight = params.norm.weight,
+                          .output = params.norm.output,
+                          .dtype = params.dtype,
+                          .hidden = static_cast<int32_t>(params.weight->in_features()),
+                          .epsilon = params.norm.epsilon};
+}
+
+LinearParams BehindNorm(const LinearParams& params) {
+  LinearParams behind = params;
+  behind.input = params.norm.output;
+  behind.norm = {};
+  return behind;
+}
+
 Status Validate(const LinearParams& params) {
   const char* op = "linear";
   RETURN_IF_ERROR(CheckBatch(op, params.batch));
@@ -194,7 +213,7 @@ Status Validate(const LinearParams& params) {
     return InvalidArgument("{}: gate and up together have {} rows, must be even", op,
                            params.weight->out_features());
   }
-  return OkStatus();
+  return params.norm.weight == nullptr ? OkStatus() : Validate(NormOfInput(params)).Annotate(op);
 }
 
 Status Validate(const RopeAnglesParams& params) {

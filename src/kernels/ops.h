@@ -118,8 +118,17 @@ enum class Epilogue : int32_t {
   kSiluMul,
 };
 
-// output = epilogue(input * weight^T). Of prefill rows a backend may round the product to
-// output_dtype before kResidual or kSiluMul gets it, as the models' published code does.
+// The RMS norm that a linear layer may begin with: its input is then normalised as AddRmsNorm does
+// without an addend, with row logit_row[i] as row i under kLogits.
+struct InputNorm {
+  const void* weight = nullptr;  // [k] of dtype; null: the input is taken as it is
+  void* output = nullptr;        // [rows, k] of dtype, where the normalised rows may go
+  float epsilon = 0.0f;
+};
+
+// output = epilogue(input * weight^T), of the input's norm if it has one. Of prefill rows a backend
+// may round the product to output_dtype before kResidual or kSiluMul gets it, as the models'
+// published code does.
 struct LinearParams {
   BatchView batch;
   RowSet rows;
@@ -131,7 +140,12 @@ struct LinearParams {
   DType output_dtype;  // dtype, or kFloat32 (logits)
   Epilogue epilogue;
   void* workspace;
+  InputNorm norm = {};
 };
+
+// The norm of a layer's input as an operation of its own, and the layer that follows it.
+AddRmsNormParams NormOfInput(const LinearParams& params);
+LinearParams BehindNorm(const LinearParams& params);
 
 // ---- Cache
 // ---------------------------------------------------------------------------------------

@@ -41,16 +41,12 @@ int64_t ForwardPass::bytes() const {
   return bytes;
 }
 
-AddRmsNormParams ForwardPass::Norm(RowSet rows, const Buffer& weight) const {
-  return AddRmsNormParams{.batch = batch_,
-                          .rows = rows,
-                          .residual = residual_.data(),
-                          .addend = nullptr,
-                          .weight = weight.data(),
-                          .output = normed_.data(),
-                          .dtype = dtype(),
-                          .hidden = hidden(),
-                          .epsilon = weights_.config.rms_norm_eps};
+LinearParams ForwardPass::NormedLinear(const Buffer& norm, const PackedLinear& weight,
+                                       const Buffer& output, Epilogue epilogue) const {
+  LinearParams params = Linear(weight, residual_, output, epilogue);
+  params.norm = {
+      .weight = norm.data(), .output = normed_.data(), .epsilon = weights_.config.rms_norm_eps};
+  return params;
 }
 
 LinearParams ForwardPass::Linear(const PackedLinear& weight, const Buffer& input,

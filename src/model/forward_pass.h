@@ -54,9 +54,11 @@ class ForwardPass {
 
  private:
   int32_t hidden() const { return static_cast<int32_t>(weights_.config.hidden_size); }
-  AddRmsNormParams Norm(RowSet rows, const Buffer& weight) const;
   LinearParams Linear(const PackedLinear& weight, const Buffer& input, const Buffer& output,
                       Epilogue epilogue) const;
+  // Of the residual stream, normalised.
+  LinearParams NormedLinear(const Buffer& norm, const PackedLinear& weight, const Buffer& output,
+                            Epilogue epilogue) const;
   RopeAppendParams RopeAppend(const LayerWeights& weights, const RetrievalLane& retrieval,
                               const StreamingLane& streaming) const;
 
@@ -109,21 +111,19 @@ void ForwardPass::VisitLayer(size_t layer, const RetrievalLane& retrieval,
                              Visitor&& visit) const {
   const Ops& ops = backend_.ops();
   const LayerWeights& w = weights_.layers[layer];
-  visit(ops.add_rms_norm, Norm(RowSet::kBatch, w.input_norm));
-  visit(ops.linear, Linear(*w.qkv, normed_, qkv_, Epilogue::kNone));
+  visit(ops.linear, NormedLinear(w.input_norm, *w.qkv, qkv_, Epilogue::kNone));
   visit(ops.rope_append, RopeAppend(w, retrieval, streaming));
   attend();
   visit(ops.linear, Linear(*w.output, attended_, residual_, Epilogue::kResidual));
-  visit(ops.add_rms_norm, Norm(RowSet::kBatch, w.post_norm));
-  visit(ops.linear, Linear(*w.gate_up, normed_, intermediate_, Epilogue::kSiluMul));
+  visit(ops.linear, NormedLinear(w.post_norm, *w.gate_up, intermediate_, Epilogue::kSiluMul));
   visit(ops.linear, Linear(*w.down, intermediate_, residual_, Epilogue::kResidual));
 }
 
 template <typename Visitor>
 void ForwardPass::VisitLogits(Visitor&& visit) const {
   const Ops& ops = backend_.ops();
-  visit(ops.add_rms_norm, Norm(RowSet::kLogits, weights_.final_norm));
-  LinearParams head = Linear(*weights_.lm_head, normed_, logits_, Epilogue::kNone);
+  LinearParams head =
+      NormedLinear(weights_.final_norm, *weights_.lm_head, logits_, Epilogue::kNone);
   head.rows = RowSet::kLogits;
   head.output_dtype = DType::kFloat32;
   visit(ops.linear, head);

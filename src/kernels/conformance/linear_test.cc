@@ -176,9 +176,23 @@ class Linears : public RowOperations {
     params.dtype = dtype();
     params.output_dtype = output_dtype;
     params.epilogue = c.epilogue;
+    ActivationArray norm(backend, dtype(), c.k),
+        normed(backend, dtype(), int64_t{kMaxRows + kRowSlack} * c.k);
+    if (norm_) {
+      norm.Upload(NormalVector(c.k, 7));
+      params.norm = {norm.data(), normed.data(), 1e-5f};
+    }
+    if (room_for_rows_ > 0) {
+      params.batch.max_rows = params.batch.max_decode_rows = room_for_rows_;
+      params.batch.max_logit_rows = room_for_rows_;
+      params.batch.max_chunks = 0;
+    }
     Run(backend, backend.ops().linear, params);
     return output.Download(0, int64_t{OutputRows(c.rows, decode, prefill)} * columns);
   }
+
+  bool norm_ = false;          // of the input
+  int32_t room_for_rows_ = 0;  // decode rows alone; 0: for kMaxRows rows of both kinds
 };
 
 INSTANTIATE_TEST_SUITE_P(Backends, Linears, testing::ValuesIn(Targets(BackendNames())),
@@ -234,6 +248,28 @@ TEST_P(Linears, RowsDoNotSeeTheBatch) {
         const std::vector<float> many = Output(*backend_, c, d, p);
         EXPECT_TRUE(Identical(std::span(many).first(columns), std::span(one).first(columns)))
             << c.n << " x " << c.k << ", " << d << " decode and " << p << " prefill rows";
+      }
+    }
+  }
+}
+
+TEST_P(Linears, OfANormMatchRefInAnyRoom) {
+  norm_ = true;
+  std::vector<LinearCase> cases = LinearCases();
+  cases.push_back({48, 4096, Epilogue::kNone, RowSet::kBatch, DType::kBFloat16, false});
+  cases.push_back({48, 4104, Epilogue::kSiluMul, RowSet::kLogits, DType::kBFloat16, true});
+  for (const LinearCase& c : cases) {
+    for (const auto& [decode, prefill] : {std::pair{1, 0}, {9, 0}, {3, 17}}) {
+      room_for_rows_ = 0;
+      const std::vector<float> plain = Output(*backend_, c, decode, prefill);
+      const std::string name = std::to_string(c.n) + " x " + std::to_string(c.k) + ", " +
+                               std::to_string(decode) + " + " + std::to_string(prefill);
+      EXPECT_TRUE(Near(plain, Output(*ref_, c, decode, prefill),
+                       ToleranceOf(dtype(), c.k)))  // the normalised row is rounded
+          << name;
+      if (prefill == 0) {
+        room_for_rows_ = decode;
+        EXPECT_TRUE(Identical(Output(*backend_, c, decode, 0), plain)) << name;
       }
     }
   }

@@ -189,6 +189,11 @@ const char* LinearVariant(const LinearParams& params) {
 }
 
 void RunLinear(const LinearParams& params, Team& team) {
+  if (params.norm.weight != nullptr) {
+    RunAddRmsNorm(NormOfInput(params), team);
+    team.Barrier();
+    return RunLinear(BehindNorm(params), team);
+  }
   const auto& weight = static_cast<const CpuLinear&>(*params.weight);
   CHECK_EQ(weight.fused_silu(), params.epilogue == Epilogue::kSiluMul);
   const bool logits = params.rows == RowSet::kLogits;

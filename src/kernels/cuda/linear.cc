@@ -80,6 +80,14 @@ void PrefillRowsByCublasLt(const LinearParams& params, const LinearArguments& ar
 
 void Linear(const LinearParams& params, cudaStream_t stream) {
   const CudaLinear& weight = WeightOf(params);
+  const bool logits = params.rows == RowSet::kLogits;
+  const int32_t few_rows = logits ? params.batch.max_logit_rows : params.batch.max_decode_rows;
+  const auto depth = static_cast<int32_t>(weight.in_features());
+  const bool norm = params.norm.weight != nullptr;
+  if (norm && (HasPrefillRows(params) || !NormalisesItsRow(few_rows, depth))) {
+    AddRmsNorm(NormOfInput(params), stream);
+    return Linear(BehindNorm(params), stream);
+  }
   CHECK(params.dtype == DType::kBFloat16);
   CHECK_EQ(weight.fused_silu(), params.epilogue == Epilogue::kSiluMul);
   LinearArguments arguments{
@@ -88,21 +96,23 @@ void Linear(const LinearParams& params, cudaStream_t stream) {
       .weight = static_cast<const __nv_bfloat16*>(weight.data()),
       .bias = static_cast<const __nv_bfloat16*>(params.bias),
       .output = params.output,
-      .depth = static_cast<int32_t>(weight.in_features()),
+      .depth = depth,
       .padded_depth = weight.padded_depth(),
       .packed_rows = weight.packed_rows(),
       .columns = static_cast<int32_t>(Columns(params)),
       .max_rows = params.batch.max_rows,
       .epilogue = params.epilogue,
       .rows = params.rows,
+      .norm_weight = static_cast<const __nv_bfloat16*>(params.norm.weight),
+      .logit_row = logits && norm ? params.batch.logit_row : nullptr,
+      .norm_epsilon = params.norm.epsilon,
   };
   if (UsesCublasLt(params)) {
     PrefillRowsByCublasLt(params, arguments, stream);
   } else if (HasPrefillRows(params)) {
     LinearTiles(arguments, params.output_dtype, stream);
   }
-  arguments.max_rows =
-      params.rows == RowSet::kLogits ? params.batch.max_logit_rows : params.batch.max_decode_rows;
+  arguments.max_rows = few_rows;
   if (arguments.max_rows > 0) {
     LinearRows(arguments, params.output_dtype, stream);
   }

@@ -27,7 +27,14 @@ struct LinearArguments {
   int32_t max_rows;  // of the kind that the kernel computes
   Epilogue epilogue;
   RowSet rows;
+  // Of a single row that LinearRows normalises before it is multiplied; else null.
+  const __nv_bfloat16* norm_weight = nullptr;  // [depth]
+  const int32_t* logit_row = nullptr;          // which row of the input it is; null: the first
+  float norm_epsilon = 0.0f;
 };
+
+// Whether LinearRows normalises the one row that there can be.
+bool NormalisesItsRow(int32_t max_rows, int32_t depth);
 
 // The decode rows, or the logit rows, which are computed alike (linear_rows.cu).
 void LinearRows(const LinearArguments& arguments, DType output_dtype, cudaStream_t stream);

@@ -179,7 +179,59 @@ __device__ void Finish(const LinearArguments& arguments, int32_t item_outputs, i
   }
 }
 
-template <typename Shape, bool kAligned, typename Output>
+// A row of at most kMostNormed elements, a multiple of 8, normalised to `to` and filled up with
+// zeros to the padded depth. The sums are those of AddRmsNorm's 512 threads (row_ops.cu), two of
+// them in each thread here, so that a row's result does not depend on how many there are. Ends with
+// a barrier.
+constexpr int32_t kMostNormed = 4096;
+__device__ void NormaliseRow(const LinearArguments& arguments, const __nv_bfloat16* row,
+                             float (&partial)[2 * kWarps], __nv_bfloat16* to) {
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  float x[2][8] = {};
+  uint4 scales[2] = {};
+#pragma unroll
+  for (int32_t part = 0; part < 2; ++part) {
+    const int32_t first = (part * kThreads + thread) * 8;
+    float squares = 0.0f;
+    if (first < arguments.depth) {
+      scales[part] = *reinterpret_cast<const uint4*>(arguments.norm_weight + first);
+      Unpack8(*reinterpret_cast<const uint4*>(row + first), x[part]);
+#pragma unroll
+      for (int32_t i = 0; i < 8; ++i) {
+        squares += x[part][i] * x[part][i];
+      }
+    }
+    squares = WarpSum(squares);
+    if (thread % kWarpThreads == 0) {
+      partial[part * kWarps + thread / kWarpThreads] = squares;
+    }
+  }
+  __syncthreads();
+  float sum = 0.0f;
+#pragma unroll
+  for (int32_t i = 0; i < 2 * kWarps; ++i) {
+    sum += partial[i];
+  }
+  const float mean = sum / static_cast<float>(arguments.depth);
+  const float inverse_rms = 1.0f / sqrtf(mean + arguments.norm_epsilon);
+#pragma unroll
+  for (int32_t part = 0; part < 2; ++part) {
+    const int32_t first = (part * kThreads + thread) * 8;
+    if (first < arguments.padded_depth) {
+      float scale[8];
+      Unpack8(scales[part], scale);
+#pragma unroll
+      for (int32_t i = 0; i < 8; ++i) {
+        scale[i] = x[part][i] * inverse_rms * scale[i];
+      }
+      *reinterpret_cast<uint4*>(to + first) = Pack8(scale);
+    }
+  }
+  __syncthreads();
+}
+
+// kNorm: of one row, which each block normalises for itself.
+template <typename Shape, bool kAligned, bool kNorm, typename Output>
 __global__ void __launch_bounds__(kThreads)
     LinearRowsKernel(const __grid_constant__ LinearArguments arguments) {
   constexpr int32_t kGroups = Shape::kGroups;
@@ -194,8 +246,10 @@ __global__ void __launch_bounds__(kThreads)
   const int32_t g = lane / 4;
   const int32_t t = lane % 4;
   auto& partial = *reinterpret_cast<typename Shape::Partial*>(SharedMemory());
-  std::byte* ring =
-      SharedMemory() + sizeof(typename Shape::Partial) + warp * (kStages * Shape::kStageBytes);
+  constexpr int32_t kRingBytes = kStages * Shape::kStageBytes;  // of a warp
+  std::byte* ring = SharedMemory() + sizeof(typename Shape::Partial) + warp * kRingBytes;
+  auto* normed = reinterpret_cast<__nv_bfloat16*>(SharedMemory() + sizeof(typename Shape::Partial) +
+                                                  kWarps * kRingBytes);
 
   const int32_t rows =
       arguments.counts[arguments.rows == RowSet::kLogits ? kLogitRows : kDecodeRows];
@@ -206,6 +260,13 @@ __global__ void __launch_bounds__(kThreads)
     Fetch(arguments.padded_depth, walk, ring + stage * Shape::kStageBytes);
   }
   LetNextKernelStart();
+  if (threadIdx.x == 0 && rows > 0) {  // their addresses are translated then
+    PrefetchToL2(arguments.input);
+    PrefetchToL2(arguments.output);
+  }
+  if (kNorm && static_cast<int32_t>(threadIdx.x) * kStep < arguments.depth) {
+    PrefetchToL2(arguments.norm_weight + threadIdx.x * kStep);
+  }
   WaitForEarlierKernels();
 
   const int32_t items = (arguments.packed_rows + Shape::kOutputs - 1) / Shape::kOutputs * row_tiles;
@@ -218,6 +279,9 @@ __global__ void __launch_bounds__(kThreads)
   const auto ask = [&](uint4(&to)[kTiles][2], int32_t first_row, int32_t step) {
 #pragma unroll
     for (int32_t tile = 0; tile < kTiles; ++tile) {
+      if constexpr (kNorm) {
+        break;  // steps read what is normalised
+      }
       const int32_t row = first_row + tile * kTileRows + g;
 #pragma unroll
       for (int32_t half = 0; half < 2; ++half) {
@@ -229,6 +293,13 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   };
+  if constexpr (kNorm) {
+    __shared__ float squares[2 * kWarps];
+    if (rows > 0) {
+      const int64_t row = arguments.logit_row != nullptr ? arguments.logit_row[0] : 0;
+      NormaliseRow(arguments, arguments.input + row * arguments.depth, squares, normed);
+    }
+  }
   int32_t stage = 0;
   for (auto item = static_cast<int32_t>(blockIdx.x); item < items;
        item += static_cast<int32_t>(gridDim.x)) {
@@ -244,7 +315,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     asked_row = first_row;
     float sums[kGroups][kTiles][4] = {};
-    const auto take_step = [&](uint4(&input)[kTiles][2], int32_t next) {
+    const auto take_step = [&](uint4(&input)[kTiles][2], int32_t step, int32_t next) {
       WaitCopies<kStages - 1>();
       __syncwarp();
       std::byte* data = ring + stage * Shape::kStageBytes;
@@ -262,6 +333,13 @@ __global__ void __launch_bounds__(kThreads)
       __syncwarp();  // the stage has been read
       Fetch(arguments.padded_depth, walk, data);
       stage = stage + 1 == kStages ? 0 : stage + 1;
+      if constexpr (kNorm) {
+        const __nv_bfloat16* of_step = normed + (warp + step * kWarps) * kStep + 8 * t;
+#pragma unroll
+        for (int32_t half = 0; half < 2; ++half) {
+          input[0][half] = g == 0 ? *reinterpret_cast<const uint4*>(of_step + 32 * half) : uint4{};
+        }
+      }
 #pragma unroll
       for (int32_t half = 0; half < 2; ++half) {
 #pragma unroll
@@ -284,7 +362,7 @@ __global__ void __launch_bounds__(kThreads)
         if (base + i < warp_steps) {
           // Behind the last steps comes an item with the same rows, or one that asks again.
           const int32_t next = base + i + Shape::kAhead;
-          take_step(x[i], next < warp_steps ? next : i);
+          take_step(x[i], base + i, next < warp_steps ? next : i);
         }
       }
     }
@@ -307,10 +385,18 @@ template <typename Shape, typename Output>
 void Run(const LinearArguments& arguments, cudaStream_t stream) {
   const int64_t items =
       CeilDiv(arguments.max_rows, Shape::kRows) * CeilDiv(arguments.packed_rows, Shape::kOutputs);
-  const auto kernel = arguments.depth % 8 == 0 ? LinearRowsKernel<Shape, true, Output>
-                                               : LinearRowsKernel<Shape, false, Output>;
-  LaunchDependent("linear, rows", kernel, static_cast<uint32_t>(PersistentBlocks(items, 1)),
-                  kThreads, Shape::Bytes(HasDependentLaunch()), stream, arguments);
+  const auto launch = [&](auto* kernel, int32_t more_bytes) {
+    LaunchDependent("linear, rows", kernel, static_cast<uint32_t>(PersistentBlocks(items, 1)),
+                    kThreads, Shape::Bytes(HasDependentLaunch()) + more_bytes, stream, arguments);
+  };
+  if constexpr (Shape::kTiles == 1) {
+    if (arguments.norm_weight != nullptr) {
+      return launch(LinearRowsKernel<Shape, true, true, Output>, kMostNormed * 2);
+    }
+  }
+  launch(arguments.depth % 8 == 0 ? LinearRowsKernel<Shape, true, false, Output>
+                                  : LinearRowsKernel<Shape, false, false, Output>,
+         0);
 }
 
 // Whether items of 32 packed rows keep the device's blocks as busy, but for a twentieth, as items
@@ -325,6 +411,10 @@ bool TakesTwoGroups(const LinearArguments& arguments) {
 }
 
 }  // namespace
+
+bool NormalisesItsRow(int32_t max_rows, int32_t depth) {
+  return max_rows == 1 && depth % 8 == 0 && depth <= kMostNormed;
+}
 
 void LinearRows(const LinearArguments& arguments, DType output_dtype, cudaStream_t stream) {
   const bool two = TakesTwoGroups(arguments);

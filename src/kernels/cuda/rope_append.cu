@@ -89,7 +89,7 @@ class Appender {
     if (kv_head >= retrieval_heads) {
       const HeadPlanes planes(RingPage(params_.streaming, slot, page), params_.streaming.layout,
                               kv_head - retrieval_heads);
-      PrefetchToken(planes, token);
+      PrefetchRow(row, kv_head, token, planes);
       WaitForEarlierKernels();
       AppendRows(row, 1, kv_head, token, planes);
       return;
@@ -97,7 +97,7 @@ class Appender {
     const RetrievalLane& lane = params_.retrieval;
     std::byte* open = OpenPage(lane, slot);
     const HeadPlanes planes(open, lane.layout.open(), kv_head);
-    PrefetchToken(planes, token);
+    PrefetchRow(row, kv_head, token, planes);
     WaitForEarlierKernels();
     if (token == 0 && page > 0) {
       ClosePage(lane.layout, kv_head, open, ClosedPage(lane, slot, page - 1), shared_);
@@ -150,18 +150,41 @@ class Appender {
   }
 
  private:
-  // The lines that a token is appended to. A kernel ends when its stores have arrived, and a step
-  // touches no line of a layer's cache twice, so that these would wait for memory and for the
-  // translation of their addresses.
-  __device__ void PrefetchToken(const HeadPlanes& planes, int32_t token) const {
-    const int32_t eights = padded_ / 8;
-    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < 2 * eights; i += kThreads) {
-      const int32_t d = i % eights * 8;
-      PrefetchToL2((i < eights ? planes.keys : planes.values) + ElementIndex(token, d, padded_));
+  // The lines that AppendRows reads and writes for one row. Between two uses of any of them a
+  // layer's weights go by, so that each would wait for memory and for the translation of its
+  // address, the stores at the kernel's end.
+  __device__ void PrefetchRow(int32_t row, int32_t kv_head, int32_t token,
+                              const HeadPlanes& planes) const {
+    const int32_t dim = params_.head_dim;
+    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < (group_ + 2) * (padded_ / 8);
+         i += kThreads) {
+      const int32_t which = i / (padded_ / 8);
+      const int32_t d = min(i % (padded_ / 8) * 8, dim - 1);
+      const bool is_query = which < group_;
+      const int32_t head = HeadOfQkv(which, kv_head);
+      PrefetchToL2(static_cast<const uint16_t*>(params_.qkv) + row * QkvStride() +
+                   int64_t{head} * dim + d);
+      if (is_query) {
+        PrefetchToL2(static_cast<uint16_t*>(params_.q) +
+                     (int64_t{row} * params_.q_heads + head) * dim + d);
+        PrefetchToL2(params_.angles + int64_t{row} * dim + d);
+        continue;
+      }
+      PrefetchToL2((which == group_ ? planes.keys : planes.values) +
+                   ElementIndex(token, d, padded_));
       if (planes.stats != nullptr) {
-        PrefetchToL2(planes.stats + StatsIndex(token / kUnitTokens, d, i / eights));
+        PrefetchToL2(planes.stats + StatsIndex(token / kUnitTokens, d, which - group_));
       }
     }
+  }
+
+  // Elements of a row of qkv, and which of its heads is head `which` of a KV head's.
+  __device__ int64_t QkvStride() const {
+    return (int64_t{params_.q_heads} + 2 * params_.kv_heads) * params_.head_dim;
+  }
+  __device__ int32_t HeadOfQkv(int32_t which, int32_t kv_head) const {
+    return which < group_ ? kv_head * group_ + which
+                          : params_.q_heads + (which - group_) * params_.kv_heads + kv_head;
   }
 
   // The rows of a chunk that lie in `page`.
@@ -199,8 +222,7 @@ class Appender {
     const int32_t half = dim / 2;
     const bool is_query = which < group_;
     const bool is_value = which == group_ + 1;
-    const int32_t head = is_query ? kv_head * group_ + which
-                                  : params_.q_heads + (is_value ? params_.kv_heads : 0) + kv_head;
+    const int32_t head = HeadOfQkv(which, kv_head);
     const int32_t lane = static_cast<int32_t>(threadIdx.x) % team_lanes_;
     const int32_t first = lane * 8;
     const int32_t count = min(8, half - first);
@@ -209,9 +231,8 @@ class Appender {
     float low[8] = {};
     float high[8] = {};
     if (active) {
-      const int64_t stride = (int64_t{params_.q_heads} + 2 * params_.kv_heads) * dim;
-      const auto* source =
-          static_cast<const uint16_t*>(params_.qkv) + row * stride + int64_t{head} * dim + first;
+      const auto* source = static_cast<const uint16_t*>(params_.qkv) + row * QkvStride() +
+                           int64_t{head} * dim + first;
       LoadEight(source, count, whole_, low);
       LoadEight(source + half, count, whole_, high);
       if (params_.bias != nullptr) {

@@ -2,6 +2,7 @@
 // page and do nothing but move bytes.
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/warp.cuh"
 
 namespace lserve::cuda {
 namespace {
@@ -74,12 +75,16 @@ __global__ void __launch_bounds__(kHeldThreads)
     const int32_t i = v * kHeldThreads + thread;
     scales[v] = i < hidden / kVector ? static_cast<const uint4*>(params.weight)[i] : uint4{};
   }
+  auto* residual = static_cast<__nv_bfloat16*>(params.residual) + row * hidden;
+  auto* output = static_cast<__nv_bfloat16*>(params.output) + index * hidden;
+  if (exists && thread * kVector < hidden) {  // their addresses are translated then
+    PrefetchToL2(residual + thread * kVector);
+    PrefetchToL2(output + thread * kVector);
+  }
   WaitForEarlierKernels();
   if (!exists) {
     return;
   }
-  auto* residual = static_cast<__nv_bfloat16*>(params.residual) + row * hidden;
-  auto* output = static_cast<__nv_bfloat16*>(params.output) + index * hidden;
   const __nv_bfloat16* addend =
       params.addend == nullptr ? nullptr
                                : static_cast<const __nv_bfloat16*>(params.addend) + row * hidden;

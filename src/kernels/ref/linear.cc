@@ -133,6 +133,10 @@ void RunAddRmsNorm(const AddRmsNormParams& params) {
 }
 
 void RunLinear(const LinearParams& params) {
+  if (params.norm.weight != nullptr) {
+    RunAddRmsNorm(NormOfInput(params));
+    return RunLinear(BehindNorm(params));
+  }
   const auto& weight = static_cast<const RefLinear&>(*params.weight);
   CHECK(weight.dtype() == params.dtype);
   const int32_t rows =
