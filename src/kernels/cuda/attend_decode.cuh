@@ -305,17 +305,30 @@ __global__ void __launch_bounds__(kDecodeThreads)
     const int32_t q_head = kv_head * params.group + pass * kDecodeQueries;
     const DecodeQueries of{row, q_head, min(kDecodeQueries, params.group - pass * kDecodeQueries),
                            Records(params, shape, row, q_head)};
+    DecodeWarp<kDim, kBits> attention(params, shape, streams,
+                                      streams ? kv_head - retrieval_heads : kv_head, position,
+                                      stages + warp * Stages::kWarpBytes);
     UnitWalk walk(params, row, kv_head);
     int32_t segment_units = shape.SegmentUnits(walk.size());
+    int32_t segments = shape.Segments(walk.size());
     int32_t begin = segment * segment_units;
     UnitWalk::Listed looked{-1, 0};
     if (walk.listed()) {
+      if (!waited && thread < segment_units && begin + thread < walk.size()) {
+        // What is listed here is mostly what the list of the step before has here or nearby.
+        const int32_t unit = walk.Unit(begin + thread, walk.Look(begin + thread));
+        if (unit >= 0 && unit / kPageUnits < position / kPageTokens) {
+          attention.Prefetch(
+              {ClosedPage(params.retrieval, slot, unit / kPageUnits), unit, kBits > 0 ? 1 : 0});
+        }
+      }
       wait();
       looked = walk.Look(begin + thread);
       walk.Take();
       segment_units = shape.SegmentUnits(walk.size());
+      segments = shape.Segments(walk.size());
       begin = segment * segment_units;
-      if (begin >= walk.size()) {
+      if (segment >= segments) {
         return;
       }
     }
@@ -327,9 +340,6 @@ __global__ void __launch_bounds__(kDecodeThreads)
     // Units that follow each other in a page go to one warp where there are enough for all.
     const int32_t turn = segment_units >= kPageUnits * kDecodeWarps ? 2 : 0;  // log2 of the units
 
-    DecodeWarp<kDim, kBits> attention(params, shape, streams,
-                                      streams ? kv_head - retrieval_heads : kv_head, position,
-                                      stages + warp * Stages::kWarpBytes);
     for (int32_t first = begin; first < end; first += kDecodeBatch) {
       const int32_t count = min(kDecodeBatch, end - first);
       __syncthreads();  // the places of the batch before, and what was merged, were read
@@ -399,7 +409,6 @@ __global__ void __launch_bounds__(kDecodeThreads)
     auto* merge = reinterpret_cast<float*>(stages);
     attention.Write(warp, merge);
     __syncthreads();
-    const int32_t segments = shape.Segments(walk.size());
     MergeWarps<kDim>(params, shape, merge, of, segment, segments);
     if (segments == 1) {
       return;

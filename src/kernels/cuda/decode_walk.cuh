@@ -109,8 +109,7 @@ class UnitWalk {
   // Whether a list says what is read.
   __device__ bool listed() const { return ids_ != nullptr; }
 
-  // Reads how long the list is and which of it are newest units, in one turn if it is full. The
-  // lines that it reads are not looked at before the wait, so none lies old in a nearer cache.
+  // Reads how long the list is and which of it are newest units, in one turn if it is full.
   __device__ void Take() {
     int32_t last[kPageUnits + 1];
     const int32_t count = *count_;
@@ -147,10 +146,11 @@ class UnitWalk {
     int32_t place;
     int32_t id;
   };
-  // Of the i-th unit, as far as is known before Take().
+  // Of the i-th unit, as far as is known before Take(). Past the first-level cache, so that it may
+  // also be called before the wait, for what some earlier step left.
   __device__ Listed Look(int32_t i) const {
     const int32_t place = min(i >> shift_, capacity_ - 1);
-    return {place, ids_[place]};
+    return {place, __ldcg(ids_ + place)};
   }
 
   // Number of the i-th unit; `looked` spares another look where it is of the same place.

@@ -84,30 +84,26 @@ class DecodeWarp {
   // Begins the copies of a unit into stage `stage`, and closes their group; `box`: with that of its
   // page, which the unit before did not bring.
   __device__ void Fetch(const UnitPlace& place, int32_t stage, bool box) const {
-    std::byte* to = stages_ + stage * Stages::kStageBytes;
-    const int32_t in_page = place.unit % kPageUnits;
-    if (kBits == 0 || place.boxed == 0) {
-      const int64_t first = int64_t{in_page} * kUnitTokens * padded_ * 2;
-      const int32_t bytes = kUnitTokens * padded_ * 2;
-      Copy(place.page + full_keys_ + first, to, bytes);
-      Copy(place.page + full_values_ + first, to + Stages::kUnitBytes, bytes);
-    } else {
-      const int32_t plane = padded_ * 4;  // bytes of a unit's 2-bit codes
-      if (box) {
-        Copy(place.page + box_, to, plane);
-      }
-      Copy(place.page + box_ + plane + in_page * plane, to + plane, plane);
+    std::byte* stage_data = stages_ + stage * Stages::kStageBytes;
+    ForParts(place, box, [&](const std::byte* from, int32_t to, int32_t bytes) {
 #pragma unroll
-      for (int32_t p = 1; p < kBits / 2; ++p) {
-        Copy(place.page + lower_planes_ + (p - 1) * kPageUnits * plane + in_page * plane,
-             to + (1 + p) * plane, plane);
+      for (int32_t first = 0; first < bytes; first += kWarpLanes * 16) {
+        const int32_t i = first + lane_ * 16;
+        if (i < bytes) {
+          CopyAsync16(stage_data + to + i, from + i);
+        }
       }
-      const int32_t codes = kUnitTokens * padded_ * kBits / 8;
-      std::byte* values = to + (1 + kBits / 2) * plane;
-      Copy(place.page + grids_ + kPageTokens * 4 + in_page * codes, values, codes);
-      Copy(place.page + grids_ + in_page * kUnitTokens * 4, values + codes, kUnitTokens * 4);
-    }
+    });
     CommitCopies();
+  }
+
+  // Asks for a unit in the second-level cache; of one thread. Compute capability 9.0 and later.
+  __device__ void Prefetch(const UnitPlace& place) const {
+    ForParts(place, true, [](const std::byte* from, int32_t /*to*/, int32_t bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;\n" ::"l"(from), "r"(bytes));
+#endif
+    });
   }
 
   // Takes the unit in `stage` into the softmax.
@@ -160,10 +156,30 @@ class DecodeWarp {
     }
   }
 
-  __device__ void Copy(const std::byte* from, std::byte* to, int32_t bytes) const {
-    for (int32_t i = lane_ * 16; i < bytes; i += kWarpLanes * 16) {
-      CopyAsync16(to + i, from + i);
+  // visit(from, to, bytes) for the parts of a unit; to: in its stage.
+  template <typename Visit>
+  __device__ __forceinline__ void ForParts(const UnitPlace& place, bool box, Visit visit) const {
+    const int32_t in_page = place.unit % kPageUnits;
+    if (kBits == 0 || place.boxed == 0) {
+      const int32_t bytes = kUnitTokens * padded_ * 2;
+      visit(place.page + full_keys_ + in_page * bytes, 0, bytes);
+      visit(place.page + full_values_ + in_page * bytes, Stages::kUnitBytes, bytes);
+      return;
     }
+    const int32_t plane = padded_ * 4;  // bytes of a unit's 2-bit codes
+    if (box) {
+      visit(place.page + box_, 0, plane);
+    }
+    visit(place.page + box_ + plane + in_page * plane, plane, plane);
+#pragma unroll
+    for (int32_t p = 1; p < kBits / 2; ++p) {
+      visit(place.page + lower_planes_ + ((p - 1) * kPageUnits + in_page) * plane, (1 + p) * plane,
+            plane);
+    }
+    const int32_t codes = kUnitTokens * padded_ * kBits / 8;
+    const int32_t values = (1 + kBits / 2) * plane;
+    visit(place.page + grids_ + kPageTokens * 4 + in_page * codes, values, codes);
+    visit(place.page + grids_ + in_page * kUnitTokens * 4, values + codes, kUnitTokens * 4);
   }
 
   // Whether the row sees the token.
