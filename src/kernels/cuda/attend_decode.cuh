@@ -2,23 +2,22 @@
 //
 // A list is cut into segments whose length depends on the list and the POD alone; a persistent grid
 // takes (row, KV head, eight of its queries, segment) items. In a block each warp walks its own
-// units with its own ring of asynchronous copies, and the warps' softmaxes meet at the end of the
-// segment. Combining the segments is a second kernel (attend_decode.cu). All sums have a fixed
-// order, so a row's result does not depend on its batch.
+// units with its own ring of asynchronous copies (decode_warp.cuh), and the warps' softmaxes meet
+// at the end of the segment. A list of one segment is done then. Else the block writes a record and
+// draws a ticket, and whoever draws the last one for these queries combines the records. All sums
+// have a fixed order, so a row's result depends neither on its batch nor on which block that is.
 //
-// Scores are K q^T, 16 tokens by up to 8 queries a product, so that a key is read once for its
-// group; outputs are V^T P^T, 16 dims by 8 queries, for which P is transposed in registers. Floor:
-// bytes of the units read over memory bandwidth; the products are a seventh of that time for bf16.
-//
-// Codes of boxed pages are multiplied as they are: q k = q (lo + step / 2) + (q step) c, and
-// sum_t p_t v_t = sum_t (p_t scale_t) c_t + sum_t p_t zero_t. Four bits c become the bf16 number
-// 16 + c by a shift and a logical operation; what the 16 adds is subtracted from the sum. Eight
-// bits are two such products.
+// Before its wait a block looks up its first item and fetches what no kernel of the step writes.
+// The RopeAppend before writes the newest token of the row, that is its newest unit; and when this
+// token is the first of a page, all of the page before, which closes. The rest of what rows without
+// a list and streaming heads read stands since earlier steps: closed pages, the units of open pages
+// and of ring pages that are full.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
+#include "kernels/cuda/decode_walk.cuh"
+#include "kernels/cuda/decode_warp.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/page_layout.cuh"
 #include "kernels/cuda/warp.cuh"
@@ -26,538 +25,244 @@
 
 namespace lserve::cuda {
 
-inline constexpr int32_t kDecodeThreads = 128;
-inline constexpr int32_t kDecodeWarps = kDecodeThreads / kWarpLanes;
-inline constexpr int32_t kDecodeQueries = 8;  // of a group, in one item
-inline constexpr int32_t kDecodeBatch = 128;  // units whose places are looked up at once
-inline constexpr int32_t kRecordOutput = 4;   // floats before a record's output
-inline constexpr int32_t kMaxSegments = 256;  // of one row and KV head
-// Of all KV heads of a row: one for each block that an H100 or H200 has at once.
-inline constexpr int32_t kWantedSegments = 264;
-inline constexpr int32_t kLeastSegmentUnits = 4;
-inline constexpr int32_t kUnplannedItems = 1056;  // that there can be; four rows of long lists
-inline constexpr int32_t kUnbounded = 0x3FFFFFFF;
-
-// What follows from the POD alone.
-struct DecodeShape {
-  __host__ __device__ explicit DecodeShape(const AttendDecodeParams& params) {
-    const KvPageLayout& retrieval = params.retrieval.layout;
-    const KvPageLayout& streaming = params.streaming.layout;
-    kv_heads = retrieval.heads + streaming.heads;
-    head_dim = retrieval.heads > 0 ? retrieval.head_dim : streaming.head_dim;
-    padded_head_dim = PaddedHeadDim(head_dim);
-    passes = DivideUp(params.group, kDecodeQueries);
-    const int32_t wanted = kWantedSegments / kv_heads;
-    wanted_segments = wanted < 16 ? 16 : wanted > kMaxSegments ? kMaxSegments : wanted;
-    int32_t most = 1;
-    if (retrieval.heads > 0) {
-      most = params.retrieval.max_pages * kPageUnits;
-    }
-    if (streaming.heads > 0) {
-      const int32_t window = DivideUp(params.streaming.sink_tokens, kUnitTokens) +
-                             params.streaming.local_tokens / kUnitTokens + 2;
-      most = most < window ? window : most;
-    }
-    const int32_t shortest = DivideUp(most, kLeastSegmentUnits);
-    max_segments = shortest < wanted_segments ? shortest : wanted_segments;
-    record_floats = kRecordOutput + padded_head_dim;
-  }
-
-  // Units of a segment of a list of `units`.
-  __host__ __device__ int32_t SegmentUnits(int32_t units) const {
-    const int32_t least = DivideUp(DivideUp(units, wanted_segments), kPageUnits) * kPageUnits;
-    return least < kLeastSegmentUnits ? kLeastSegmentUnits : least;
-  }
-  __host__ __device__ int32_t Segments(int32_t units) const {
-    const int32_t segments = DivideUp(units, SegmentUnits(units));
-    return segments < 1 ? 1 : segments;
-  }
-
-  // The most items of a pair of a row and a KV head.
-  __host__ __device__ int32_t MostItems() const { return passes * max_segments; }
-  // Whether steps with room for `rows` decode rows have so few items that they need no plan.
-  __host__ __device__ bool Unplanned(int32_t rows) const {
-    return int64_t{rows} * kv_heads * MostItems() <= kUnplannedItems;
-  }
-
-  int32_t kv_heads;
-  int32_t head_dim;
-  int32_t padded_head_dim;
-  int32_t passes;           // items that share a segment's keys
-  int32_t wanted_segments;  // of a long list
-  int32_t max_segments;     // of any list, at most wanted_segments
-  int32_t record_floats;    // (maximum, sum, how many segments there are, -), then the output
+// Queries of one row and KV head that are attended together, and what they write.
+struct DecodeQueries {
+  int32_t row;
+  int32_t q_head;   // the first
+  int32_t queries;  // 1 to kDecodeQueries
+  // Records, [segment][query][maximum, sum, -, -, output]; maxima are of scores in powers of two.
+  float* records;
 };
 
-// Where the record of (row, query head, segment) lies; maxima are of scores in powers of two.
-__device__ inline float* DecodeRecord(const AttendDecodeParams& params, const DecodeShape& shape,
-                                      int32_t row, int32_t q_head, int32_t segment) {
-  const int64_t index = (int64_t{row} * params.q_heads + q_head) * shape.max_segments + segment;
-  return static_cast<float*>(params.workspace) + index * shape.record_floats;
+__device__ inline float* Records(const AttendDecodeParams& params, const DecodeShape& shape,
+                                 int32_t row, int32_t q_head) {
+  const int64_t first = (int64_t{row} * params.q_heads + q_head) * shape.max_segments;
+  return static_cast<float*>(params.workspace) + first * shape.record_floats;
 }
 
-// The 16-token units that a row and KV head read, in order.
-class UnitWalk {
- public:
-  __device__ UnitWalk(const AttendDecodeParams& params, int32_t row, int32_t head) {
-    const int32_t tokens = params.batch.row_position[row] + 1;
-    const int32_t newest = (tokens - 1) / kUnitTokens;
-    if (head >= params.retrieval.layout.heads) {
-      const StreamingLane& lane = params.streaming;
-      const int32_t oldest = max(0, tokens - lane.local_tokens) / kUnitTokens;
-      listed_ = min(DivideUp(lane.sink_tokens, kUnitTokens), newest + 1);
-      rest_ = max(listed_, oldest);
-      size_ = listed_ + max(0, newest + 1 - rest_);
-      return;
-    }
-    int32_t count = -1;
-    if (params.lists.units != nullptr) {
-      const int64_t list = int64_t{params.batch.row_slot[row]} * params.lists.slot_lists +
-                           params.lists.first_list + head;
-      count = params.lists.counts[list];
-      ids_ = params.lists.units + list * params.lists.capacity;
-    }
-    if (count < 0) {
-      ids_ = nullptr;
-      size_ = newest + 1;
-      return;
-    }
-    // A reused list lacks the newest units that came since: those of the row's own position follow
-    // what is listed before them. At most 64 / 16 + 1 listed units are forced ones.
-    const int32_t unit_tokens = params.policy.unit_tokens;
-    const int32_t forced = FirstForcedNewestUnit(tokens, unit_tokens);
-    int32_t newer = 0;
-#pragma unroll
-    for (int32_t i = 1; i <= kPageUnits + 1; ++i) {
-      newer += i <= count && ids_[count - min(i, count)] >= forced ? 1 : 0;
-    }
-    shift_ = unit_tokens == 64 ? 2 : unit_tokens == 32 ? 1 : 0;
-    listed_ = (count - newer) << shift_;
-    rest_ = forced << shift_;
-    size_ = listed_ + newest + 1 - rest_;
-  }
-
-  __device__ int32_t size() const { return size_; }
-
-  // Number of the i-th unit.
-  __device__ int32_t operator[](int32_t i) const {
-    if (i >= listed_) {
-      return rest_ + (i - listed_);
-    }
-    return ids_ == nullptr ? i : (ids_[i >> shift_] << shift_) + (i & ((1 << shift_) - 1));
-  }
-
- private:
-  const int32_t* ids_ = nullptr;
-  int32_t shift_ = 0;   // log2 of 16-token units in a listed one
-  int32_t listed_ = 0;  // 16-token units of the list, or [0, listed); then from rest on
-  int32_t rest_ = 0;
-  int32_t size_ = 0;
+// What keys did to four dims of a query: scores up to `highest`, weights relative to it.
+struct DecodePart {
+  float highest = -INFINITY;
+  float sum = 0.0f;
+  float4 output = {0.0f, 0.0f, 0.0f, 0.0f};
 };
 
-// A unit of one KV head.
-struct UnitPlace {
-  const std::byte* page;
-  int32_t unit;   // number; its place in the page is unit % 4
-  int32_t boxed;  // 1: codes of a closed page, 0: in full
-};
-static_assert(sizeof(UnitPlace) == 16);
+// The weight of scores up to `highest` relative to `base`, which is not below, where both may be
+// minus infinity.
+__device__ __forceinline__ float WeightOf(float highest, float base) {
+  return Exp2(highest - (base == -INFINITY ? 0.0f : base));
+}
 
-// How the shared memory of a block lies: a ring of stages a warp; records of the warps take their
-// place when all units are done.
-template <int32_t kDim>
-struct DecodeStages {
-  static constexpr int32_t kUnitBytes = kUnitTokens * kDim * 2;
-  static constexpr int32_t kStageBytes = 2 * kUnitBytes;  // keys, values; a boxed unit takes less
-  static constexpr int32_t kStages = kDim > 128 ? 2 : 3;
-  static constexpr int32_t kWarpBytes = kStages * kStageBytes;
-  // [warp][query](maximum, sum), [warp][query][kDim + 4]
-  static constexpr int32_t kOutputStride = kDim + 4;
-  static constexpr int32_t kMergeBytes =
-      kDecodeWarps * kDecodeQueries * (2 + kOutputStride) * static_cast<int32_t>(sizeof(float));
-  static constexpr int32_t kBytes =
-      kDecodeWarps * kWarpBytes > kMergeBytes ? kDecodeWarps* kWarpBytes : kMergeBytes;
-};
+__device__ __forceinline__ void AddScaled(float4& sum, float weight, const float4& part) {
+  sum.x += weight * part.x;
+  sum.y += weight * part.y;
+  sum.z += weight * part.z;
+  sum.w += weight * part.w;
+}
 
-// One warp's attention over its units of a segment. kBits: of boxed codes, 0 without them. A padded
-// head size below kDim leaves tiles out.
-template <int32_t kDim, int32_t kBits>
-class DecodeWarp {
- public:
-  static constexpr int32_t kTiles = kDim / 16;
-  static constexpr bool kExact = kDim <= 128;  // smaller head sizes have an instance of their own
-  using Stages = DecodeStages<kDim>;
-
-  // head: in its lane. q: [queries, head_dim].
-  __device__ DecodeWarp(const AttendDecodeParams& params, const DecodeShape& shape, bool streams,
-                        int32_t head, int32_t position, const uint16_t* q, int32_t queries,
-                        std::byte* stages)
-      : stages_(stages),
-        lane_(static_cast<int32_t>(threadIdx.x) % kWarpLanes),
-        padded_(shape.padded_head_dim),
-        position_(position) {
-    const KvPageLayout& layout = streams ? params.streaming.layout : params.retrieval.layout;
-    const KvPageLayout full = layout.open();
-    full_keys_ = full.key_offset(head);
-    full_values_ = full.value_offset(head);
-    if constexpr (kBits > 0) {
-      box_ = layout.box_offset(head);
-      lower_planes_ = layout.key_offset(head);
-      grids_ = layout.value_offset(head);
+// Dims d to d + 3 of a query's output, rounded.
+__device__ inline void WriteOutput(const AttendDecodeParams& params, int32_t head_dim, int64_t head,
+                                   int32_t d, const DecodePart& part) {
+  const float inverse = part.sum > 0.0f ? 1.0f / part.sum : 0.0f;
+  auto* to = static_cast<uint16_t*>(params.output) + head * head_dim + d;
+  const uint32_t low = PackBf16(part.output.x * inverse, part.output.y * inverse);
+  const uint32_t high = PackBf16(part.output.z * inverse, part.output.w * inverse);
+  if (head_dim % 4 == 0) {
+    if (d < head_dim) {
+      *reinterpret_cast<uint2*>(to) = uint2{low, high};
     }
-    sink_ = streams ? params.streaming.sink_tokens : 0;
-    local_ = streams ? params.streaming.local_tokens : kUnbounded;
-    scale_ = 1.4426950408889634f / sqrtf(static_cast<float>(shape.head_dim));
-    const int32_t query = lane_ / 4;
-    ForTiles([&](int32_t t) {
-#pragma unroll
-      for (int32_t half = 0; half < 2; ++half) {
-        const int32_t d = t * 16 + half * 8 + lane_ % 4 * 2;
-        q_[t][half] = query < queries && d < shape.head_dim
-                          ? *reinterpret_cast<const uint32_t*>(q + query * shape.head_dim + d)
-                          : 0u;
-      }
-    });
-  }
-
-  // Begins the copies of a unit into stage `stage`, and closes their group; `box`: with that of its
-  // page, which the unit before did not bring.
-  __device__ void Fetch(const UnitPlace& place, int32_t stage, bool box) const {
-    std::byte* to = stages_ + stage * Stages::kStageBytes;
-    const int32_t in_page = place.unit % kPageUnits;
-    if (kBits == 0 || place.boxed == 0) {
-      const int64_t first = int64_t{in_page} * kUnitTokens * padded_ * 2;
-      const int32_t bytes = kUnitTokens * padded_ * 2;
-      Copy(place.page + full_keys_ + first, to, bytes);
-      Copy(place.page + full_values_ + first, to + Stages::kUnitBytes, bytes);
-    } else {
-      const int32_t plane = padded_ * 4;  // bytes of a unit's 2-bit codes
-      if (box) {
-        Copy(place.page + box_, to, plane);
-      }
-      Copy(place.page + box_ + plane + in_page * plane, to + plane, plane);
-#pragma unroll
-      for (int32_t p = 1; p < kBits / 2; ++p) {
-        Copy(place.page + lower_planes_ + (p - 1) * kPageUnits * plane + in_page * plane,
-             to + (1 + p) * plane, plane);
-      }
-      const int32_t codes = kUnitTokens * padded_ * kBits / 8;
-      std::byte* values = to + (1 + kBits / 2) * plane;
-      Copy(place.page + grids_ + kPageTokens * 4 + in_page * codes, values, codes);
-      Copy(place.page + grids_ + in_page * kUnitTokens * 4, values + codes, kUnitTokens * 4);
-    }
-    CommitCopies();
-  }
-
-  // Takes the unit in `stage` into the softmax.
-  __device__ void Attend(const UnitPlace& place, int32_t stage) {
-    std::byte* data = stages_ + stage * Stages::kStageBytes;
-    if (kBits == 0 || place.boxed == 0) {
-      AttendFull(place.unit * kUnitTokens, data);
-    } else {
-      AttendBoxed(place, data);
-    }
-  }
-
-  // The warp's record to shared memory; `warp` counts the block's warps.
-  __device__ void Write(int32_t warp, float* merge) {
-#pragma unroll
-    for (int32_t e = 0; e < 2; ++e) {
-      sum_[e] = SumOverLanes<kOverRows>(sum_[e]);
-      if constexpr (kBits > 0) {
-        shared_part_[e] = SumOverLanes<kOverRows>(shared_part_[e]);
-      }
-    }
-    const int32_t query = lane_ % 4 * 2;
-    if (lane_ < 4) {
-#pragma unroll
-      for (int32_t e = 0; e < 2; ++e) {
-        float* state = merge + (warp * kDecodeQueries + query + e) * 2;
-        state[0] = max_[e];
-        state[1] = sum_[e];
-      }
-    }
-    float* outputs =
-        merge + kDecodeWarps * kDecodeQueries * 2 + warp * kDecodeQueries * Stages::kOutputStride;
-    ForTiles([&](int32_t t) {
-#pragma unroll
-      for (int32_t i = 0; i < 4; ++i) {
-        const int32_t d = t * 16 + lane_ / 4 + i / 2 * 8;
-        outputs[(query + i % 2) * Stages::kOutputStride + d] = output_[t][i] + shared_part_[i % 2];
-      }
-    });
-  }
-
- private:
-  template <typename Visit>
-  __device__ __forceinline__ void ForTiles(Visit visit) const {
-#pragma unroll
-    for (int32_t t = 0; t < kTiles; ++t) {
-      if (kExact || t * 16 < padded_) {
-        visit(t);
-      }
-    }
-  }
-
-  __device__ void Copy(const std::byte* from, std::byte* to, int32_t bytes) const {
-    for (int32_t i = lane_ * 16; i < bytes; i += kWarpLanes * 16) {
-      CopyAsync16(to + i, from + i);
-    }
-  }
-
-  // Whether the row sees the token.
-  __device__ bool Sees(int32_t token) const {
-    return token <= position_ && (token < sink_ || position_ - token < local_);
-  }
-
-  // Scores in powers of two become probabilities relative to the new maximum: p[i] for tokens r, r,
-  // r + 8, r + 8 of the unit and queries 2c, 2c + 1. Earlier sums are scaled to it.
-  __device__ void Softmax(int32_t first_token, float (&p)[4]) {
-    if (first_token + kUnitTokens - 1 > position_ ||
-        (first_token + kUnitTokens > sink_ && position_ - first_token >= local_)) {
-      const int32_t token = first_token + lane_ / 4;
-      if (!Sees(token)) {
-        p[0] = p[1] = -INFINITY;
-      }
-      if (!Sees(token + 8)) {
-        p[2] = p[3] = -INFINITY;
-      }
-    }
-    float factor[2];
-#pragma unroll
-    for (int32_t e = 0; e < 2; ++e) {
-      const float highest = MaxOverLanes<kOverRows>(fmaxf(p[e], p[2 + e]));
-      const float next = fmaxf(max_[e], highest);
-      const float base = next == -INFINITY ? 0.0f : next;
-      factor[e] = Exp2(max_[e] - base);
-      max_[e] = next;
-      p[e] = Exp2(p[e] - base);
-      p[2 + e] = Exp2(p[2 + e] - base);
-      sum_[e] = sum_[e] * factor[e] + (p[e] + p[2 + e]);
-      shared_part_[e] *= factor[e];
-    }
-    ForTiles([&](int32_t t) {
-#pragma unroll
-      for (int32_t i = 0; i < 4; ++i) {
-        output_[t][i] *= factor[i % 2];
-      }
-    });
-  }
-
-  __device__ void AttendFull(int32_t first_token, std::byte* data) {
-    float p[4] = {};
-    ForTiles([&](int32_t t) {
-      uint32_t a[4];
-      LoadMatrices(a, data + t * 512 + lane_ * 16);
-      MultiplyAdd(p, a[0], a[1], a[2], a[3], q_[t][0], q_[t][1]);
-    });
+  } else {
+    const uint32_t pairs[2] = {low, high};
 #pragma unroll
     for (int32_t i = 0; i < 4; ++i) {
-      p[i] *= scale_;
-    }
-    std::byte* values = data + Stages::kUnitBytes;
-    if (first_token + kUnitTokens - 1 > position_) {
-      // Memory behind the newest token may hold anything, and 0 x NaN is NaN.
-      const int32_t tokens = position_ + 1 - first_token;
-      for (int32_t i = lane_; i < padded_ * 2; i += kWarpLanes) {  // a token's 8 dims
-        if (i % kUnitTokens >= tokens) {
-          *reinterpret_cast<uint4*>(values + i * 16) = uint4{0, 0, 0, 0};
-        }
+      if (d + i < head_dim) {
+        to[i] = static_cast<uint16_t>(pairs[i / 2] >> i % 2 * 16);
       }
-      __syncwarp();
-    }
-    Softmax(first_token, p);
-    const uint32_t b0 = Transposed(PackBf16(p[0], p[1]));
-    const uint32_t b1 = Transposed(PackBf16(p[2], p[3]));
-    ForTiles([&](int32_t t) {
-      uint32_t a[4];
-      LoadTransposed(a, values + t * 512 + lane_ * 16);
-      MultiplyAdd(output_[t], a[0], a[2], a[1], a[3], b0, b1);
-    });
-  }
-
-  // Four bits at bits 4i and 16 + 4i, as the bf16 numbers 16 + c.
-  template <int32_t kPlace>
-  static __device__ __forceinline__ uint32_t SixteenPlus(uint32_t codes) {
-    constexpr int32_t kShift = 4 * kPlace - 3;
-    const uint32_t placed =
-        kShift < 0 ? codes << (kShift < 0 ? -kShift : 0) : codes >> (kShift < 0 ? 0 : kShift);
-    return (placed & 0x00780078u) | 0x41804180u;
-  }
-
-  // Codes are counted from the middle of their range, so that what bf16 cuts off a weight is cut
-  // off as little as it can be; their four bits come 16 too high.
-  static constexpr float kMiddle = 0.5f * static_cast<float>((1 << kBits) - 1);
-  static constexpr float kExcess = kMiddle + (kBits == 8 ? 16.0f * 16.0f + 16.0f : 16.0f);
-
-  // q step in bf16 for the page's channels, and what a score has besides the codes' part.
-  __device__ void TakeBox(const std::byte* box) {
-    float rest = 0.0f;
-    float weights = 0.0f;
-    const float cells = 1.0f / static_cast<float>(1 << kBits);
-    ForTiles([&](int32_t t) {
-#pragma unroll
-      for (int32_t half = 0; half < 2; ++half) {
-        const int32_t d = t * 16 + half * 8 + lane_ % 4 * 2;
-        const float2 lo = UnpackFloat16(*reinterpret_cast<const uint32_t*>(box + d * 2));
-        const float2 hi =
-            UnpackFloat16(*reinterpret_cast<const uint32_t*>(box + (padded_ + d) * 2));
-        const float step0 = (hi.x - lo.x) * cells;
-        const float step1 = (hi.y - lo.y) * cells;
-        const float q0 = LowBf16(q_[t][half]);
-        const float q1 = HighBf16(q_[t][half]);
-        rest += q0 * (0.5f * (lo.x + hi.x)) + q1 * (0.5f * (lo.y + hi.y));
-        const uint32_t pair = PackBf16(q0 * step0, q1 * step1);
-        weights += LowBf16(pair) + HighBf16(pair);
-        weights_[t][half] = pair;
-      }
-    });
-    rest = SumOverLanes<kOverColumns>(rest - kExcess * weights);
-#pragma unroll
-    for (int32_t e = 0; e < 2; ++e) {
-      rest_[e] = __shfl_sync(kWholeWarp, rest, (lane_ % 4 * 2 + e) * 4);
     }
   }
-
-  __device__ void AttendBoxed(const UnitPlace& place, const std::byte* data) {
-    const int32_t plane = padded_ * 4;
-    if (place.page != box_page_) {
-      TakeBox(data);
-      box_page_ = place.page;
-    }
-    // The upper and lower four bits of a key's code are two planes each.
-    float lower[4] = {};
-    float upper[4] = {};
-    ForTiles([&](int32_t t) {
-      if (t % 2 != 0) {
-        return;  // a word has the codes of two tiles
-      }
-      const std::byte* words = data + plane + t / 2 * (kWarpLanes * 4) + lane_ * 4;
-      const auto word = [&](int32_t p) {
-        return *reinterpret_cast<const uint32_t*>(words + p * plane);
-      };
-      if constexpr (kBits == 8) {
-        ScoreCodes(upper, t, word(0), word(1));
-        ScoreCodes(lower, t, word(2), word(3));
-      } else {
-        ScoreCodes(lower, t, word(0), word(1));
-      }
-    });
-    float p[4];
-#pragma unroll
-    for (int32_t i = 0; i < 4; ++i) {
-      p[i] = (16.0f * upper[i] + lower[i] + rest_[i % 2]) * scale_;
-    }
-    Softmax(place.unit * kUnitTokens, p);
-
-    const std::byte* codes = data + (1 + kBits / 2) * plane;
-    const std::byte* grids = codes + kUnitTokens * padded_ * kBits / 8;
-    const float2 grid0 = UnpackFloat16(*reinterpret_cast<const uint32_t*>(grids + lane_ / 4 * 4));
-    const float2 grid1 =
-        UnpackFloat16(*reinterpret_cast<const uint32_t*>(grids + (lane_ / 4 + 8) * 4));
-    const uint32_t scaled0 = PackBf16(p[0] * grid0.y, p[1] * grid0.y);
-    const uint32_t scaled1 = PackBf16(p[2] * grid1.y, p[3] * grid1.y);
-    const float middle0 = grid0.x + kMiddle * grid0.y;
-    const float middle1 = grid1.x + kMiddle * grid1.y;
-    shared_part_[0] += p[0] * middle0 + p[2] * middle1;
-    shared_part_[1] += p[1] * middle0 + p[3] * middle1;
-    shared_part_[0] -= kExcess * (LowBf16(scaled0) + LowBf16(scaled1));
-    shared_part_[1] -= kExcess * (HighBf16(scaled0) + HighBf16(scaled1));
-    const uint32_t b0 = Transposed(scaled0);
-    const uint32_t b1 = Transposed(scaled1);
-    const uint32_t upper_b0 = PackBf16(16.0f * LowBf16(b0), 16.0f * HighBf16(b0));
-    const uint32_t upper_b1 = PackBf16(16.0f * LowBf16(b1), 16.0f * HighBf16(b1));
-    ForTiles([&](int32_t t) {
-      if constexpr (kBits == 8) {
-        const uint2 word = *reinterpret_cast<const uint2*>(codes + (t * kWarpLanes + lane_) * 8);
-        AddCodes(t, word.x, b0, b1);
-        AddCodes(t, word.y, upper_b0, upper_b1);
-      } else {
-        AddCodes(t, *reinterpret_cast<const uint32_t*>(codes + (t * kWarpLanes + lane_) * 4), b0,
-                 b1);
-      }
-    });
+  if (d == 0 && params.log_sums != nullptr) {
+    const float base = part.highest == -INFINITY ? 0.0f : part.highest;
+    params.log_sums[head] = (base + log2f(part.sum)) * 0.6931471805599453f;
   }
+}
 
-  // Scores of four bits of tiles t and t + 1: two planes' words, the upper bits first.
-  __device__ __forceinline__ void ScoreCodes(float (&scores)[4], int32_t t, uint32_t upper,
-                                             uint32_t lower) const {
-    const uint32_t even = (upper & 0x33333333u) << 2 | (lower & 0x33333333u);  // registers 0, 2, ..
-    const uint32_t odd = (upper & 0xCCCCCCCCu) | (lower >> 2 & 0x33333333u);   // 1, 3, ..
-    MultiplyAdd(scores, SixteenPlus<0>(even), SixteenPlus<0>(odd), SixteenPlus<1>(even),
-                SixteenPlus<1>(odd), weights_[t][0], weights_[t][1]);
-    MultiplyAdd(scores, SixteenPlus<2>(even), SixteenPlus<2>(odd), SixteenPlus<3>(even),
-                SixteenPlus<3>(odd), weights_[t + 1][0], weights_[t + 1][1]);
-  }
-
-  __device__ __forceinline__ void AddCodes(int32_t t, uint32_t word, uint32_t b0, uint32_t b1) {
-    MultiplyAdd(output_[t], SixteenPlus<0>(word), SixteenPlus<1>(word), SixteenPlus<2>(word),
-                SixteenPlus<3>(word), b0, b1);
-  }
-
-  std::byte* stages_;
-  int32_t lane_;
-  int32_t padded_;
-  int32_t position_;
-  int64_t full_keys_;
-  int64_t full_values_;
-  int64_t box_ = 0;
-  int64_t lower_planes_ = 0;
-  int64_t grids_ = 0;
-  int32_t sink_;
-  int32_t local_;
-  float scale_;
-  uint32_t q_[kTiles][2];
-  // Of the page whose box was taken last.
-  const std::byte* box_page_ = nullptr;
-  uint32_t weights_[kTiles][2];
-  float rest_[2];
-  // The softmax so far; queries 2c, 2c + 1.
-  float max_[2] = {-INFINITY, -INFINITY};
-  float sum_[2] = {};          // of this lane's tokens
-  float shared_part_[2] = {};  // of the output, the same for all dims; of this lane's tokens
-  float output_[kTiles][4] = {};
-};
-
-// The warps' records become the segment's.
+// The warps' softmaxes become the segment's record, or the output where it is the only segment.
 template <int32_t kDim>
 __device__ void MergeWarps(const AttendDecodeParams& params, const DecodeShape& shape,
-                           const float* merge, int32_t row, int32_t q_head, int32_t queries,
-                           int32_t segment, int32_t segments) {
+                           const float* merge, const DecodeQueries& of, int32_t segment,
+                           int32_t segments) {
   constexpr int32_t kStride = DecodeStages<kDim>::kOutputStride;
   const float* outputs = merge + kDecodeWarps * kDecodeQueries * 2;
-  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < queries * shape.padded_head_dim;
-       i += kDecodeThreads) {
-    const int32_t query = i / shape.padded_head_dim;
-    const int32_t d = i % shape.padded_head_dim;
-    float highest = -INFINITY;
+  const int32_t fours = (kDim <= 128 ? kDim : shape.padded_head_dim) / 4;
+  for (auto i = static_cast<int32_t>(threadIdx.x); i < of.queries * fours; i += kDecodeThreads) {
+    const int32_t query = i / fours;
+    const int32_t d = i % fours * 4;
+    DecodePart part;
 #pragma unroll
     for (int32_t warp = 0; warp < kDecodeWarps; ++warp) {
-      highest = fmaxf(highest, merge[(warp * kDecodeQueries + query) * 2]);
+      part.highest = fmaxf(part.highest, merge[(warp * kDecodeQueries + query) * 2]);
     }
-    const float base = highest == -INFINITY ? 0.0f : highest;
-    float sum = 0.0f;
-    float output = 0.0f;
 #pragma unroll
     for (int32_t warp = 0; warp < kDecodeWarps; ++warp) {
-      const float* state = merge + (warp * kDecodeQueries + query) * 2;
-      const float weight = Exp2(state[0] - base);
-      sum += weight * state[1];
-      output += weight * outputs[(warp * kDecodeQueries + query) * kStride + d];
+      const int32_t of_warp = warp * kDecodeQueries + query;
+      const float2 state = *reinterpret_cast<const float2*>(merge + of_warp * 2);
+      const float weight = WeightOf(state.x, part.highest);
+      part.sum += weight * state.y;
+      AddScaled(part.output, weight,
+                *reinterpret_cast<const float4*>(outputs + of_warp * kStride + d));
     }
-    float* record = DecodeRecord(params, shape, row, q_head + query, segment);
-    record[kRecordOutput + d] = output;
+    if (segments == 1) {
+      WriteOutput(params, shape.head_dim, int64_t{of.row} * params.q_heads + of.q_head + query, d,
+                  part);
+      continue;
+    }
+    float* record = of.records + (segment * of.queries + query) * shape.record_floats;
+    *reinterpret_cast<float4*>(record + kRecordOutput + d) = part.output;
     if (d == 0) {
-      record[0] = highest;
-      record[1] = sum;
-      record[2] = static_cast<float>(segments);
+      *reinterpret_cast<float4*>(record) = float4{part.highest, part.sum, 0.0f, 0.0f};
     }
   }
 }
 
+// How many tickets were drawn before. What the block wrote before its last barrier is seen by the
+// blocks that draw later ones, after their next barrier.
+__device__ __forceinline__ int32_t DrawTicket(int32_t* tickets) {
+  int32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;\n"
+               : "=r"(before)
+               : "l"(tickets)
+               : "memory");
+  return before;
+}
+
+// Records of all segments to the output, by one block. They come as they lie, by asynchronous
+// copies, which pass by the first-level cache, as many segments at once as the rings have room for.
+// Of each such set a warp turns the maxima of its queries into weights; then threads take four dims
+// of a query each, or sets of threads share the segments where these are few.
+template <int32_t kDim>
+__device__ void CombineSegments(const AttendDecodeParams& params, const DecodeShape& shape,
+                                const DecodeQueries& of, int32_t segments, std::byte* shared) {
+  constexpr int32_t kStateFloats = 2 * kDecodeQueries;
+  constexpr int32_t kColumns = (kDim + 63) / 64;  // of a thread, at most
+  constexpr int32_t kWarpQueries = kDecodeQueries / kDecodeWarps;
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  const int32_t warp = thread / kWarpLanes;
+  const int32_t lane = thread % kWarpLanes;
+  const int32_t fours = (kDim <= 128 ? kDim : shape.padded_head_dim) / 4;
+  const int32_t columns = of.queries * fours;
+  const int32_t sets = max(1, kDecodeThreads / columns);
+  const int32_t set = columns < kDecodeThreads ? thread / columns : 0;
+  const int32_t first_column = columns < kDecodeThreads ? thread % columns : thread;
+
+  // [query](maximum, factor of what came before; at the end the sum), then records.
+  auto* state = reinterpret_cast<float*>(shared);
+  float* records = state + kStateFloats;
+  const int32_t segment_floats = of.queries * shape.record_floats;
+  const int32_t room =
+      (DecodeStages<kDim>::kBytes / static_cast<int32_t>(sizeof(float)) - kStateFloats) /
+      segment_floats;
+
+  float highest[kWarpQueries];  // of queries warp, warp + kDecodeWarps, ..
+  float sum[kWarpQueries] = {};
+#pragma unroll
+  for (float& x : highest) {
+    x = -INFINITY;
+  }
+  float4 output[kColumns] = {};
+  for (int32_t first = 0; first < segments; first += room) {
+    const int32_t count = min(room, segments - first);
+    const float* from = of.records + int64_t{first} * segment_floats;
+    __syncthreads();  // what lay here was read
+    for (int32_t i = thread * 4; i < count * segment_floats; i += kDecodeThreads * 4) {
+      CopyAsync16(records + i, from + i);
+    }
+    CommitCopies();
+    WaitCopies<0>();
+    __syncthreads();
+#pragma unroll
+    for (int32_t i = 0; i < kWarpQueries; ++i) {
+      const int32_t query = i * kDecodeWarps + warp;
+      if (query >= of.queries) {
+        break;
+      }
+      float* heads = records + query * shape.record_floats;
+      float next = highest[i];
+      for (int32_t s = lane; s < count; s += kWarpLanes) {
+        next = fmaxf(next, heads[s * segment_floats]);
+      }
+      next = MaxOverLanes<31>(next);
+      float part = 0.0f;
+      for (int32_t s = lane; s < count; s += kWarpLanes) {
+        float* head = heads + s * segment_floats;
+        const float weight = WeightOf(head[0], next);
+        part += weight * head[1];
+        head[0] = weight;
+      }
+      const float factor = WeightOf(highest[i], next);
+      sum[i] = sum[i] * factor + SumOverLanes<31>(part);
+      highest[i] = next;
+      if (lane == 0) {
+        state[query * 2] = next;
+        state[query * 2 + 1] = factor;
+      }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int32_t c = 0; c < kColumns; ++c) {
+      const int32_t column = first_column + c * kDecodeThreads;
+      if (column >= columns || set >= sets) {
+        break;
+      }
+      const int32_t query = column / fours;
+      const float* record = records + query * shape.record_floats;
+      const int32_t d = kRecordOutput + column % fours * 4;
+      const float factor = state[query * 2 + 1];
+      float4 total = {0.0f, 0.0f, 0.0f, 0.0f};
+      AddScaled(total, factor, output[c]);
+#pragma unroll 8
+      for (int32_t s = set; s < count; s += sets) {
+        AddScaled(total, record[s * segment_floats],
+                  *reinterpret_cast<const float4*>(record + s * segment_floats + d));
+      }
+      output[c] = total;
+    }
+  }
+
+  __syncthreads();
+#pragma unroll
+  for (int32_t i = 0; i < kWarpQueries; ++i) {
+    const int32_t query = i * kDecodeWarps + warp;
+    if (lane == 0 && query < of.queries) {
+      state[query * 2 + 1] = sum[i];
+    }
+  }
+  auto* of_sets = reinterpret_cast<float4*>(records);
+  if (sets > 1) {
+    of_sets[thread] = output[0];
+  }
+  __syncthreads();
+  if (set > 0) {
+    return;
+  }
+#pragma unroll
+  for (int32_t c = 0; c < kColumns; ++c) {
+    const int32_t column = first_column + c * kDecodeThreads;
+    if (column >= columns) {
+      break;
+    }
+    const int32_t query = column / fours;
+    for (int32_t other = 1; other < sets; ++other) {
+      AddScaled(output[c], 1.0f, of_sets[other * columns + column]);
+    }
+    WriteOutput(params, shape.head_dim, int64_t{of.row} * params.q_heads + of.q_head + query,
+                column % fours * 4, {state[query * 2], state[query * 2 + 1], output[c]});
+  }
+}
+
+// tickets: zeros, one for each row, KV head and eight queries; zeros again when the kernel ends.
 template <int32_t kDim, int32_t kBits>
 __global__ void __launch_bounds__(kDecodeThreads)
-    AttendDecodeKernel(const __grid_constant__ AttendDecodeParams params) {
+    AttendDecodeKernel(const __grid_constant__ AttendDecodeParams params, int32_t* tickets) {
   using Stages = DecodeStages<kDim>;
   __shared__ PlanShared plan;
   __shared__ UnitPlace places[kDecodeBatch];
@@ -567,39 +272,79 @@ __global__ void __launch_bounds__(kDecodeThreads)
   const int32_t warp = thread / kWarpLanes;
   const int32_t retrieval_heads = params.retrieval.layout.heads;
   const int32_t pairs = params.batch.counts[kDecodeRows] * shape.kv_heads;
-  WaitForEarlierKernels();
+  const bool unplanned = shape.Unplanned(params.batch.max_decode_rows);
+  bool waited = false;
+  const auto wait = [&] {
+    if (!waited) {
+      WaitForEarlierKernels();
+      waited = true;
+    }
+  };
+  if (!unplanned && params.lists.units != nullptr) {
+    wait();  // the plan counts lists
+  }
 
   const auto items_of = [&](int32_t pair) {
-    const UnitWalk walk(params, pair / shape.kv_heads, pair % shape.kv_heads);
+    UnitWalk walk(params, pair / shape.kv_heads, pair % shape.kv_heads);
+    if (walk.listed()) {
+      if (!waited) {
+        return shape.MostItems();  // more than there are: the block finds nothing to do
+      }
+      walk.Take();
+    }
     return shape.Segments(walk.size()) * shape.passes;
   };
   const auto attend = [&](int32_t pair, int32_t item) {
     const int32_t row = pair / shape.kv_heads;
     const int32_t kv_head = pair % shape.kv_heads;
     const int32_t segment = item / shape.passes;
-    const int32_t first_query = item % shape.passes * kDecodeQueries;
-    const int32_t queries = min(kDecodeQueries, params.group - first_query);
+    const int32_t pass = item % shape.passes;
     const int32_t slot = params.batch.row_slot[row];
     const int32_t position = params.batch.row_position[row];
     const bool streams = kv_head >= retrieval_heads;
-    const int32_t q_head = kv_head * params.group + first_query;
-    const UnitWalk walk(params, row, kv_head);
-    const int32_t segment_units = shape.SegmentUnits(walk.size());
-    const int32_t begin = segment * segment_units;
+    const int32_t q_head = kv_head * params.group + pass * kDecodeQueries;
+    const DecodeQueries of{row, q_head, min(kDecodeQueries, params.group - pass * kDecodeQueries),
+                           Records(params, shape, row, q_head)};
+    DecodeWarp<kDim, kBits> attention(params, shape, streams,
+                                      streams ? kv_head - retrieval_heads : kv_head, position,
+                                      stages + warp * Stages::kWarpBytes);
+    UnitWalk walk(params, row, kv_head);
+    int32_t segment_units = shape.SegmentUnits(walk.size());
+    int32_t segments = shape.Segments(walk.size());
+    int32_t begin = segment * segment_units;
+    UnitWalk::Listed looked{-1, 0};
+    if (walk.listed()) {
+      if (!waited && thread < segment_units && begin + thread < walk.size()) {
+        // What is listed here is mostly what the list of the step before has here or nearby.
+        const int32_t unit = walk.Unit(begin + thread, walk.Look(begin + thread));
+        if (unit >= 0 && unit / kPageUnits < position / kPageTokens) {
+          attention.Prefetch(
+              {ClosedPage(params.retrieval, slot, unit / kPageUnits), unit, kBits > 0 ? 1 : 0});
+        }
+      }
+      wait();
+      looked = walk.Look(begin + thread);
+      walk.Take();
+      segment_units = shape.SegmentUnits(walk.size());
+      segments = shape.Segments(walk.size());
+      begin = segment * segment_units;
+      if (segment >= segments) {
+        return;
+      }
+    }
     const int32_t end = min(begin + segment_units, walk.size());
+    // From here on the step's RopeAppend writes.
+    const int32_t newest = position / kUnitTokens;
+    const int32_t first_written =
+        !streams && position % kPageTokens == 0 ? newest - kPageUnits : newest;
     // Units that follow each other in a page go to one warp where there are enough for all.
     const int32_t turn = segment_units >= kPageUnits * kDecodeWarps ? 2 : 0;  // log2 of the units
 
-    const auto* q = static_cast<const uint16_t*>(params.q) +
-                    (int64_t{row} * params.q_heads + q_head) * shape.head_dim;
-    DecodeWarp<kDim, kBits> attention(params, shape, streams,
-                                      streams ? kv_head - retrieval_heads : kv_head, position, q,
-                                      queries, stages + warp * Stages::kWarpBytes);
     for (int32_t first = begin; first < end; first += kDecodeBatch) {
       const int32_t count = min(kDecodeBatch, end - first);
       __syncthreads();  // the places of the batch before, and what was merged, were read
       if (thread < count) {
-        const int32_t unit = walk[first + thread];
+        const int32_t unit = walk.Unit(first + thread, looked);
         const int32_t page = unit / kPageUnits;
         UnitPlace place{nullptr, unit, 0};
         if (streams) {
@@ -618,28 +363,41 @@ __global__ void __launch_bounds__(kDecodeThreads)
         return (((j >> turn) * kDecodeWarps + warp) << turn) + (j & ((1 << turn) - 1));
       };
       const auto fetch = [&](int32_t j, int32_t stage) {
-        const UnitPlace& place = places[index(j)];
-        attention.Fetch(place, stage, j == 0 || places[index(j - 1)].page != place.page);
-      };
-#pragma unroll
-      for (int32_t j = 0; j < Stages::kStages - 1; ++j) {
         if (index(j) < count) {
-          fetch(j, j);
+          const UnitPlace& place = places[index(j)];
+          attention.Fetch(place, stage, j == 0 || places[index(j - 1)].page != place.page);
         } else {
           CommitCopies();
         }
+      };
+      int32_t fetched = 0;
+      if (!waited) {
+        while (fetched < Stages::kStages && index(fetched) < count &&
+               places[index(fetched)].unit < first_written) {
+          fetch(fetched, fetched);
+          ++fetched;
+        }
+        wait();
+      }
+      for (; fetched < Stages::kStages; ++fetched) {
+        fetch(fetched, fetched);
+      }
+      if (first == begin) {
+        const int64_t head = int64_t{row} * params.q_heads + q_head;
+        attention.TakeQueries(static_cast<const uint16_t*>(params.q) + head * shape.head_dim,
+                              of.queries, shape.head_dim);
       }
       int32_t stage = 0;
       for (int32_t j = 0; index(j) < count; ++j) {
-        WaitCopies<Stages::kStages - 2>();
-        __syncwarp();
-        // The stage of the unit before is free: every lane has passed the barrier.
-        const int32_t ahead = j + Stages::kStages - 1;
-        const int32_t free_stage = stage == 0 ? Stages::kStages - 1 : stage - 1;
-        if (index(ahead) < count) {
-          fetch(ahead, free_stage);
+        if (j == 0) {
+          WaitCopies<Stages::kStages - 1>();
         } else {
-          CommitCopies();
+          WaitCopies<Stages::kStages - 2>();
+        }
+        __syncwarp();
+        if (j > 0) {
+          // The stage of the unit before is free: every lane has passed the barrier.
+          fetch(j + Stages::kStages - 1, stage == 0 ? Stages::kStages - 1 : stage - 1);
         }
         attention.Attend(places[index(j)], stage);
         stage = stage + 1 == Stages::kStages ? 0 : stage + 1;
@@ -651,20 +409,33 @@ __global__ void __launch_bounds__(kDecodeThreads)
     auto* merge = reinterpret_cast<float*>(stages);
     attention.Write(warp, merge);
     __syncthreads();
-    MergeWarps<kDim>(params, shape, merge, row, q_head, queries, segment,
-                     shape.Segments(walk.size()));
+    MergeWarps<kDim>(params, shape, merge, of, segment, segments);
+    if (segments == 1) {
+      return;
+    }
+    __syncthreads();
+    int32_t* ticket = tickets + int64_t{pair} * shape.passes + pass;
+    const bool last = thread == 0 && DrawTicket(ticket) == segments - 1;
+    if (__syncthreads_or(last ? 1 : 0) == 0) {
+      return;
+    }
+    if (thread == 0) {
+      *ticket = 0;
+    }
+    CombineSegments<kDim>(params, shape, of, segments, stages);
   };
-  const bool unplanned = shape.Unplanned(params.batch.max_decode_rows);
   ForPlannedItems<kDecodeThreads>(pairs, plan, items_of, attend, unplanned ? shape.MostItems() : 0);
+  wait();
 }
 
 // Launches the instance for a padded head size that kDim holds.
 template <int32_t kDim>
-void LaunchAttendDecode(const AttendDecodeParams& params, cudaStream_t stream);
+void LaunchAttendDecode(const AttendDecodeParams& params, int32_t* tickets, cudaStream_t stream);
 
 #define LSERVE_INSTANTIATE_ATTEND_DECODE(kDim)                                                   \
   template <>                                                                                    \
-  void LaunchAttendDecode<kDim>(const AttendDecodeParams& params, cudaStream_t stream) {         \
+  void LaunchAttendDecode<kDim>(const AttendDecodeParams& params, int32_t* tickets,              \
+                                cudaStream_t stream) {                                           \
     const DecodeShape shape(params);                                                             \
     const int64_t items =                                                                        \
         int64_t{params.batch.max_decode_rows} * shape.kv_heads * shape.MostItems();              \
@@ -675,7 +446,7 @@ void LaunchAttendDecode(const AttendDecodeParams& params, cudaStream_t stream);
                                                              : AttendDecodeKernel<kDim, 4>;                \
     LaunchDependent("attend_decode", kernel,                                                     \
                     dim3(static_cast<unsigned>(unplanned ? items : PersistentBlocks(items, 2))), \
-                    kDecodeThreads, DecodeStages<kDim>::kBytes, stream, params);                 \
+                    kDecodeThreads, DecodeStages<kDim>::kBytes, stream, params, tickets);        \
   }
 
 }  // namespace lserve::cuda

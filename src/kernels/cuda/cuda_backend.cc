@@ -18,6 +18,11 @@ void AppendOp(Stream& stream, const Params& params) {
   kRun(params, static_cast<CudaStream&>(stream).get());
 }
 
+void AppendAttendDecode(Stream& stream, const AttendDecodeParams& params) {
+  auto& cuda_stream = static_cast<CudaStream&>(stream);
+  AttendDecode(params, cuda_stream.tickets(), cuda_stream.get());
+}
+
 template <typename Params>
 int64_t NoWorkspace(const Params& /*params*/) {
   return 0;
@@ -40,8 +45,8 @@ constexpr Ops kOps = {
                          AppendOp<AppendStreamingParams, AppendStreaming>, Simt},
     .select_units = {"select_units", SelectUnitsWorkspace, AppendOp<SelectUnitsParams, SelectUnits>,
                      SelectUnitsVariant},
-    .attend_decode = {"attend_decode", AttendDecodeWorkspace,
-                      AppendOp<AttendDecodeParams, AttendDecode>, AttendDecodeVariant},
+    .attend_decode = {"attend_decode", AttendDecodeWorkspace, AppendAttendDecode,
+                      AttendDecodeVariant},
     .attend_prefill = {"attend_prefill", AttendPrefillWorkspace,
                        AppendOp<AttendPrefillParams, AttendPrefill>, AttendPrefillVariant},
     .sample = {"sample", NoWorkspace, AppendOp<SampleParams, Sample>, Simt},

@@ -9,6 +9,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <span>
 
 #include "kernels/ops.h"
 
@@ -35,7 +36,10 @@ void SelectUnits(const SelectUnitsParams& params, cudaStream_t stream);
 int64_t SelectUnitsWorkspace(const SelectUnitsParams& params);
 const char* SelectUnitsVariant(const SelectUnitsParams& params);
 
-void AttendDecode(const AttendDecodeParams& params, cudaStream_t stream);
+// tickets: zeros, and zeros again when it has run; of the stream, at least one for each row, KV
+// head and eight queries of its group.
+void AttendDecode(const AttendDecodeParams& params, std::span<int32_t> tickets,
+                  cudaStream_t stream);
 int64_t AttendDecodeWorkspace(const AttendDecodeParams& params);
 const char* AttendDecodeVariant(const AttendDecodeParams& params);
 

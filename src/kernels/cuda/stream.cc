@@ -8,6 +8,8 @@ namespace lserve::cuda {
 
 CudaStream::CudaStream(StagingPool& staging) : staging_(staging) {
   Check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+  Check(cudaMalloc(&tickets_, kTickets * sizeof(int32_t)), "making a stream");
+  Zero(tickets_, kTickets * static_cast<int64_t>(sizeof(int32_t)));
 }
 
 CudaStream::~CudaStream() {
@@ -15,6 +17,7 @@ CudaStream::~CudaStream() {
     cudaStreamSynchronize(stream_);
     cudaStreamDestroy(stream_);
   }
+  cudaFree(tickets_);
   GiveBackStaging();
 }
 

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -29,6 +30,9 @@ class CudaGraph : public Graph {
 
 class CudaStream : public Stream {
  public:
+  // 1024 decode rows, the most that settings allow, of 128 query heads.
+  static constexpr int64_t kTickets = 1024 * 128;
+
   explicit CudaStream(StagingPool& staging);
   ~CudaStream() override;
   CudaStream(const CudaStream&) = delete;
@@ -41,6 +45,10 @@ class CudaStream : public Stream {
   void Launch(const Graph& graph) override;
 
   cudaStream_t get() const { return stream_; }
+
+  // Counters in device memory for the blocks of one kernel at a time: zeros between kernels. They
+  // stand as long as the stream, so that recorded kernels may hold them.
+  std::span<int32_t> tickets() const { return {tickets_, static_cast<size_t>(kTickets)}; }
 
   // In the order of the stream. `from` may be changed when CopyToDevice returns, `to` may be read
   // after Synchronize. A copy that is recorded keeps both addresses.
@@ -56,6 +64,7 @@ class CudaStream : public Stream {
 
   StagingPool& staging_;
   cudaStream_t stream_ = nullptr;
+  int32_t* tickets_ = nullptr;
   bool capturing_ = false;
   Status status_;
   std::vector<std::byte*> blocks_;  // staging blocks in use; the last one up to used_

@@ -1,0 +1,195 @@
+// What decode attention reads (attend_decode.cuh): the 16-token units of a row and KV head, and the
+// segments they are cut into. Device code but for sizes.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/page_layout.cuh"
+#include "kernels/cuda/warp.cuh"
+
+namespace lserve::cuda {
+
+inline constexpr int32_t kDecodeThreads = 128;
+inline constexpr int32_t kDecodeWarps = kDecodeThreads / kWarpLanes;
+inline constexpr int32_t kDecodeQueries = 8;  // of a group, in one item
+inline constexpr int32_t kDecodeBatch = 128;  // units whose places are looked up at once
+inline constexpr int32_t kRecordOutput = 4;   // floats before a record's output
+inline constexpr int32_t kMaxSegments = 256;  // of one row and KV head
+// Of all KV heads of a row: one for each block that an H100 or H200 has at once.
+inline constexpr int32_t kWantedSegments = 264;
+inline constexpr int32_t kLeastSegmentUnits = 4;
+inline constexpr int32_t kUnplannedItems = 1056;  // that there can be; four rows of long lists
+inline constexpr int32_t kUnbounded = 0x3FFFFFFF;
+
+// What follows from the POD alone.
+struct DecodeShape {
+  __host__ __device__ explicit DecodeShape(const AttendDecodeParams& params) {
+    const KvPageLayout& retrieval = params.retrieval.layout;
+    const KvPageLayout& streaming = params.streaming.layout;
+    kv_heads = retrieval.heads + streaming.heads;
+    head_dim = retrieval.heads > 0 ? retrieval.head_dim : streaming.head_dim;
+    padded_head_dim = PaddedHeadDim(head_dim);
+    passes = DivideUp(params.group, kDecodeQueries);
+    const int32_t wanted = kWantedSegments / kv_heads;
+    wanted_segments = wanted < 16 ? 16 : wanted > kMaxSegments ? kMaxSegments : wanted;
+    int32_t most = 1;
+    if (retrieval.heads > 0) {
+      most = params.retrieval.max_pages * kPageUnits;
+    }
+    if (streaming.heads > 0) {
+      const int32_t window = DivideUp(params.streaming.sink_tokens, kUnitTokens) +
+                             params.streaming.local_tokens / kUnitTokens + 2;
+      most = most < window ? window : most;
+    }
+    const int32_t shortest = DivideUp(most, kLeastSegmentUnits);
+    max_segments = shortest < wanted_segments ? shortest : wanted_segments;
+    record_floats = kRecordOutput + padded_head_dim;
+  }
+
+  // Units of a segment of a list of `units`.
+  __host__ __device__ int32_t SegmentUnits(int32_t units) const {
+    const int32_t least = DivideUp(DivideUp(units, wanted_segments), kPageUnits) * kPageUnits;
+    return least < kLeastSegmentUnits ? kLeastSegmentUnits : least;
+  }
+  __host__ __device__ int32_t Segments(int32_t units) const {
+    const int32_t segments = DivideUp(units, SegmentUnits(units));
+    return segments < 1 ? 1 : segments;
+  }
+
+  // The most items of a pair of a row and a KV head.
+  __host__ __device__ int32_t MostItems() const { return passes * max_segments; }
+  // Whether steps with room for `rows` decode rows have so few items that they need no plan.
+  __host__ __device__ bool Unplanned(int32_t rows) const {
+    return int64_t{rows} * kv_heads * MostItems() <= kUnplannedItems;
+  }
+
+  int32_t kv_heads;
+  int32_t head_dim;
+  int32_t padded_head_dim;
+  int32_t passes;           // items that share a segment's keys
+  int32_t wanted_segments;  // of a long list
+  int32_t max_segments;     // of any list, at most wanted_segments
+  int32_t record_floats;    // (maximum, sum, -, -), then the output
+};
+
+// The 16-token units that a row and KV head read, in order. What it is made of no kernel writes
+// while a step runs, except for a list, which Take() brings after the wait (device.cuh).
+class UnitWalk {
+ public:
+  // Of a row within the budget no list is looked at: SelectUnits makes its count -1 in every step.
+  // Until Take(), the walk of a list is that of a full one with all newest units, which a list is
+  // when it has just been made.
+  __device__ UnitWalk(const AttendDecodeParams& params, int32_t row, int32_t head) {
+    const int32_t tokens = params.batch.row_position[row] + 1;
+    newest_ = (tokens - 1) / kUnitTokens;
+    if (head >= params.retrieval.layout.heads) {
+      const StreamingLane& lane = params.streaming;
+      const int32_t oldest = max(0, tokens - lane.local_tokens) / kUnitTokens;
+      listed_ = min(DivideUp(lane.sink_tokens, kUnitTokens), newest_ + 1);
+      rest_ = max(listed_, oldest);
+      size_ = listed_ + max(0, newest_ + 1 - rest_);
+      return;
+    }
+    if (params.lists.units == nullptr || tokens <= params.policy.token_budget) {
+      size_ = newest_ + 1;
+      return;
+    }
+    const int64_t list = int64_t{params.batch.row_slot[row]} * params.lists.slot_lists +
+                         params.lists.first_list + head;
+    count_ = params.lists.counts + list;
+    ids_ = params.lists.units + list * params.lists.capacity;
+    capacity_ = params.lists.capacity;
+    const int32_t unit_tokens = params.policy.unit_tokens;
+    forced_ = FirstForcedNewestUnit(tokens, unit_tokens);
+    shift_ = unit_tokens == 64 ? 2 : unit_tokens == 32 ? 1 : 0;
+    LayOut(capacity_, min(capacity_, (newest_ >> shift_) + 1 - forced_));
+  }
+
+  // Whether a list says what is read.
+  __device__ bool listed() const { return ids_ != nullptr; }
+
+  // Reads how long the list is and which of it are newest units, in one turn if it is full.
+  __device__ void Take() {
+    int32_t last[kPageUnits + 1];
+    const int32_t count = *count_;
+#pragma unroll
+    for (int32_t i = 0; i <= kPageUnits; ++i) {
+      last[i] = ids_[max(capacity_ - 1 - i, 0)];
+    }
+    if (count < 0) {
+      ids_ = nullptr;
+      listed_ = rest_ = 0;
+      size_ = newest_ + 1;
+      return;
+    }
+    if (count != capacity_) {
+#pragma unroll
+      for (int32_t i = 0; i <= kPageUnits; ++i) {
+        last[i] = ids_[max(count - 1 - i, 0)];
+      }
+    }
+    // A reused list lacks the newest units that came since: those of the row's own position follow
+    // what is listed before them. At most 64 / 16 + 1 listed units are forced ones.
+    int32_t newer = 0;
+#pragma unroll
+    for (int32_t i = 0; i <= kPageUnits; ++i) {
+      newer += i < count && last[i] >= forced_ ? 1 : 0;
+    }
+    LayOut(count, newer);
+  }
+
+  __device__ int32_t size() const { return size_; }
+
+  // A place in the list, and what stands there.
+  struct Listed {
+    int32_t place;
+    int32_t id;
+  };
+  // Of the i-th unit, as far as is known before Take(). Past the first-level cache, so that it may
+  // also be called before the wait, for what some earlier step left.
+  __device__ Listed Look(int32_t i) const {
+    const int32_t place = min(i >> shift_, capacity_ - 1);
+    return {place, __ldcg(ids_ + place)};
+  }
+
+  // Number of the i-th unit; `looked` spares another look where it is of the same place.
+  __device__ int32_t Unit(int32_t i, Listed looked = {-1, 0}) const {
+    if (i >= listed_) {
+      return rest_ + (i - listed_);
+    }
+    if (ids_ == nullptr) {
+      return i;
+    }
+    const int32_t place = i >> shift_;
+    const int32_t id = place == looked.place ? looked.id : ids_[place];
+    return (id << shift_) + (i & ((1 << shift_) - 1));
+  }
+
+ private:
+  __device__ void LayOut(int32_t count, int32_t newer) {
+    listed_ = (count - newer) << shift_;
+    rest_ = forced_ << shift_;
+    size_ = listed_ + newest_ + 1 - rest_;
+  }
+
+  const int32_t* count_ = nullptr;
+  const int32_t* ids_ = nullptr;
+  int32_t capacity_ = 0;
+  int32_t newest_ = 0;  // the row's own unit
+  int32_t forced_ = 0;  // of the list's units, the first that is kept because it is new
+  int32_t shift_ = 0;   // log2 of 16-token units in a listed one
+  int32_t listed_ = 0;  // 16-token units of the list, or [0, listed); then from rest on
+  int32_t rest_ = 0;
+  int32_t size_ = 0;
+};
+
+// A unit of one KV head.
+struct UnitPlace {
+  const std::byte* page;
+  int32_t unit;   // number; its place in the page is unit % 4
+  int32_t boxed;  // 1: codes of a closed page, 0: in full
+};
+static_assert(sizeof(UnitPlace) == 16);
+
+}  // namespace lserve::cuda
