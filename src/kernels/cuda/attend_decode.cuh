@@ -3,9 +3,11 @@
 // A list is cut into segments whose length depends on the list and the POD alone; a persistent grid
 // takes (row, KV head, eight of its queries, segment) items. In a block each warp walks its own
 // units with its own ring of asynchronous copies (decode_warp.cuh), and the warps' softmaxes meet
-// at the end of the segment. A list of one segment is done then. Else the block writes a record and
-// draws a ticket, and whoever draws the last one for these queries combines the records. All sums
-// have a fixed order, so a row's result depends neither on its batch nor on which block that is.
+// at the end of the segment, whose record it writes. In steps of few rows a block has one item: it
+// draws a ticket then, and whoever draws the last one for these queries combines the records; a
+// list of one segment is done without. Where a block has many items, each ticket would hold up the
+// next one's loads, and a second kernel combines. All sums have a fixed order, so a row's result
+// depends neither on its batch nor on which block that is.
 //
 // Before its wait a block looks up its first item and fetches what no kernel of the step writes.
 // The RopeAppend before writes the newest token of the row, that is its newest unit; and when this
@@ -30,7 +32,8 @@ struct DecodeQueries {
   int32_t row;
   int32_t q_head;   // the first
   int32_t queries;  // 1 to kDecodeQueries
-  // Records, [segment][query][maximum, sum, -, -, output]; maxima are of scores in powers of two.
+  // Records, [segment][query][maximum, sum, how many segments there are, -, output]; maxima are of
+  // scores in powers of two.
   float* records;
 };
 
@@ -86,11 +89,11 @@ __device__ inline void WriteOutput(const AttendDecodeParams& params, int32_t hea
   }
 }
 
-// The warps' softmaxes become the segment's record, or the output where it is the only segment.
+// The warps' softmaxes become the segment's record, or with `done` the output.
 template <int32_t kDim>
 __device__ void MergeWarps(const AttendDecodeParams& params, const DecodeShape& shape,
                            const float* merge, const DecodeQueries& of, int32_t segment,
-                           int32_t segments) {
+                           int32_t segments, bool done) {
   constexpr int32_t kStride = DecodeStages<kDim>::kOutputStride;
   const float* outputs = merge + kDecodeWarps * kDecodeQueries * 2;
   const int32_t fours = (kDim <= 128 ? kDim : shape.padded_head_dim) / 4;
@@ -111,7 +114,7 @@ __device__ void MergeWarps(const AttendDecodeParams& params, const DecodeShape& 
       AddScaled(part.output, weight,
                 *reinterpret_cast<const float4*>(outputs + of_warp * kStride + d));
     }
-    if (segments == 1) {
+    if (done) {
       WriteOutput(params, shape.head_dim, int64_t{of.row} * params.q_heads + of.q_head + query, d,
                   part);
       continue;
@@ -119,7 +122,8 @@ __device__ void MergeWarps(const AttendDecodeParams& params, const DecodeShape& 
     float* record = of.records + (segment * of.queries + query) * shape.record_floats;
     *reinterpret_cast<float4*>(record + kRecordOutput + d) = part.output;
     if (d == 0) {
-      *reinterpret_cast<float4*>(record) = float4{part.highest, part.sum, 0.0f, 0.0f};
+      *reinterpret_cast<float4*>(record) =
+          float4{part.highest, part.sum, static_cast<float>(segments), 0.0f};
     }
   }
 }
@@ -177,6 +181,7 @@ __device__ void CombineSegments(const AttendDecodeParams& params, const DecodeSh
       CopyAsync16(records + i, from + i);
     }
     CommitCopies();
+    LetNextKernelStart();  // what it loads before its wait does not hold these up
     WaitCopies<0>();
     __syncthreads();
 #pragma unroll
@@ -404,13 +409,16 @@ __global__ void __launch_bounds__(kDecodeThreads)
       }
       WaitCopies<0>();
     }
-    LetNextKernelStart();
+    if (!unplanned) {
+      LetNextKernelStart();
+    }
     __syncthreads();
     auto* merge = reinterpret_cast<float*>(stages);
     attention.Write(warp, merge);
     __syncthreads();
-    MergeWarps<kDim>(params, shape, merge, of, segment, segments);
-    if (segments == 1) {
+    const bool done = unplanned && segments == 1;
+    MergeWarps<kDim>(params, shape, merge, of, segment, segments, done);
+    if (done || !unplanned) {
       return;
     }
     __syncthreads();
@@ -426,6 +434,25 @@ __global__ void __launch_bounds__(kDecodeThreads)
   };
   ForPlannedItems<kDecodeThreads>(pairs, plan, items_of, attend, unplanned ? shape.MostItems() : 0);
   wait();
+}
+
+// A block of it for each row, KV head and eight queries.
+template <int32_t kDim>
+__global__ void __launch_bounds__(kDecodeThreads)
+    CombineSegmentsKernel(const __grid_constant__ AttendDecodeParams params) {
+  const DecodeShape shape(params);
+  const auto row = static_cast<int32_t>(blockIdx.y);
+  const int32_t kv_head = static_cast<int32_t>(blockIdx.x) / shape.passes;
+  const int32_t pass = static_cast<int32_t>(blockIdx.x) % shape.passes;
+  const bool exists = row < params.batch.counts[kDecodeRows];
+  WaitForEarlierKernels();
+  if (!exists) {
+    return;
+  }
+  const int32_t q_head = kv_head * params.group + pass * kDecodeQueries;
+  const DecodeQueries of{row, q_head, min(kDecodeQueries, params.group - pass * kDecodeQueries),
+                         Records(params, shape, row, q_head)};
+  CombineSegments<kDim>(params, shape, of, static_cast<int32_t>(of.records[2]), SharedMemory());
 }
 
 // Launches the instance for a padded head size that kDim holds.
@@ -447,6 +474,12 @@ void LaunchAttendDecode(const AttendDecodeParams& params, int32_t* tickets, cuda
     LaunchDependent("attend_decode", kernel,                                                     \
                     dim3(static_cast<unsigned>(unplanned ? items : PersistentBlocks(items, 2))), \
                     kDecodeThreads, DecodeStages<kDim>::kBytes, stream, params, tickets);        \
+    if (!unplanned) {                                                                            \
+      LaunchDependent("attend_decode", CombineSegmentsKernel<kDim>,                              \
+                      dim3(static_cast<unsigned>(shape.kv_heads * shape.passes),                 \
+                           static_cast<unsigned>(params.batch.max_decode_rows)),                 \
+                      kDecodeThreads, DecodeStages<kDim>::kBytes, stream, params);               \
+    }                                                                                            \
   }
 
 }  // namespace lserve::cuda

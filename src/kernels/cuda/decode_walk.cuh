@@ -70,14 +70,14 @@ struct DecodeShape {
   int32_t passes;           // items that share a segment's keys
   int32_t wanted_segments;  // of a long list
   int32_t max_segments;     // of any list, at most wanted_segments
-  int32_t record_floats;    // (maximum, sum, -, -), then the output
+  int32_t record_floats;    // four of its head (attend_decode.cuh), then the output
 };
 
 // The 16-token units that a row and KV head read, in order. What it is made of no kernel writes
 // while a step runs, except for a list, which Take() brings after the wait (device.cuh).
 class UnitWalk {
  public:
-  // Of a row within the budget no list is looked at: SelectUnits makes its count -1 in every step.
+  // Of a row that reads all no list is looked at: SelectUnits makes its count -1 in every step.
   // Until Take(), the walk of a list is that of a full one with all newest units, which a list is
   // when it has just been made.
   __device__ UnitWalk(const AttendDecodeParams& params, int32_t row, int32_t head) {
@@ -91,7 +91,7 @@ class UnitWalk {
       size_ = listed_ + max(0, newest_ + 1 - rest_);
       return;
     }
-    if (params.lists.units == nullptr || tokens <= params.policy.token_budget) {
+    if (params.lists.units == nullptr || ReadsAll(params.policy, tokens)) {
       size_ = newest_ + 1;
       return;
     }
