@@ -93,7 +93,8 @@ class PageScorer {
         ScoreMinMax(page, min(4, end_page - page));
       }
     } else {
-      const bool open = begin <= open_page_ && open_page_ < end;
+      const int32_t open_step = open_page_ + kTurn - 1;
+      const bool open = begin <= open_step && open_step < end;
       if (open && lane_ == 0) {
         PrefetchBytes(OpenKeys(warp), kUnitTokens * padded_ * 2);
       }
@@ -342,9 +343,11 @@ class PageScorer {
         next_ids = id_of(fetched + kWarpLanes + lane_);
       }
       FetchSketches(ids, fetched, pages, stage);
-      const int32_t ahead = (fetched + kAhead) % kWarpLanes;
-      if (lane_ / kSets == ahead / kSets && fetched + kAhead + lane_ % kSets < pages) {
-        PrefetchSketch(ahead < kAhead ? next_ids : ids);
+      if (fetched + kAhead < pages) {
+        const int32_t ahead = (fetched + kAhead) % kWarpLanes;
+        if (lane_ / kSets == ahead / kSets && fetched + kAhead + lane_ % kSets < pages) {
+          PrefetchSketch(ahead < kAhead ? next_ids : ids);
+        }
       }
       stage = stage + 1 == kStages ? 0 : stage + 1;
     }
