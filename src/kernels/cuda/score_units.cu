@@ -34,6 +34,12 @@ constexpr int32_t kShortShare = 64;  // steps of a block
 // Pages of a warp on their way to the second-level cache behind those of its ring.
 constexpr int32_t kAhead = 4;
 
+// Blocks of a multiprocessor, as registers allow.
+template <int32_t kDim, PageScore kScore>
+constexpr int32_t kScoreBlocks = kDim > 128                     ? 2
+                                 : kScore == PageScore::kMinMax ? 3
+                                                                : 4;
+
 // Asks for the second-level cache to hold `bytes`, a multiple of 16, from an address that is one.
 __device__ __forceinline__ void PrefetchBytes(const void* from, int32_t bytes) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -115,21 +121,23 @@ class PageScorer {
     }
   }
 
-  template <typename Visit>
-  __device__ __forceinline__ void ForTiles(Visit visit) const {
-#pragma unroll
-    for (int32_t t = 0; t < kTiles; ++t) {
-      if (kExact || t * 16 < padded_) {
-        visit(t);
-      }
-    }
+  // Whether the warp goes through the code once before it waits, so that instructions, which the
+  // weights since the layer before have driven out of the caches, are back then. One warp of a
+  // multiprocessor's first block does.
+  __device__ __forceinline__ bool Rehearses() const {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    return !waited_ && threadIdx.x < kWarpLanes &&
+           blockIdx.x < gridDim.x / kScoreBlocks<kDim, kScore> && params_.group <= kQueries;
+#else
+    return false;
+#endif
   }
 
-  // A word has the codes of two tiles: visit(the first).
-  template <typename Visit>
-  __device__ __forceinline__ void ForWords(Visit visit) const {
+  // visit(t) for each tile; with a step of 2 for each word, which has the codes of two.
+  template <int32_t kStep = 1, typename Visit>
+  __device__ __forceinline__ void ForTiles(Visit visit) const {
 #pragma unroll
-    for (int32_t t = 0; t < kTiles; t += 2) {
+    for (int32_t t = 0; t < kTiles; t += kStep) {
       if (kExact || t * 16 < padded_) {
         visit(t);
       }
@@ -327,16 +335,24 @@ class PageScorer {
     if (lane_ >= kFetched && lane_ < min(kFetched + kAhead, pages)) {
       PrefetchSketch(ids);
     }
-    Wait();
-    if (first_query_ < 0) {
-      TakeQueries(0);
-    }
     int32_t stage = 0;
-    for (int32_t i = 0; i < pages; i += kSets) {
-      WaitCopies<kStages - 1>();
+    for (int32_t i = Rehearses() ? -kSets : 0; i < pages; i += kSets) {
+      if (i >= 0) {
+        Wait();
+        WaitCopies<kStages - 1>();
+      }
+      if (first_query_ < 0) {
+        TakeQueries(i < 0 ? params_.group : 0);  // the former does not exist: nothing is read
+        first_query_ = 0;
+      }
       __syncwarp();
-      ScoreSketches(begin + i * kScoreWarps, min(kSets, pages - i), stages_ + stage * kStageBytes);
+      ScoreSketches(begin + i * kScoreWarps, i < 0 ? 0 : min(kSets, pages - i),
+                    stages_ + stage * kStageBytes);
       __syncwarp();
+      if (i < 0) {
+        first_query_ = -1;
+        continue;
+      }
       const int32_t fetched = i + kFetched;
       if (fetched % kWarpLanes == 0) {
         ids = next_ids;
@@ -402,7 +418,7 @@ class PageScorer {
       // The queries as A, two tiles in rows r and r + 8: of each column one half is of use.
       float of_ends[4] = {};
       uint32_t end_pairs[4];
-      ForWords([&](int32_t t) {
+      ForTiles<2>([&](int32_t t) {
         uint32_t lo[4];
         uint32_t hi[4];
         LoadMatrices(lo, box + t * 32);
@@ -441,7 +457,7 @@ class PageScorer {
         for (int32_t set = 0; set < kSets; ++set) {
           float low[4] = {};
           float high[4] = {};
-          ForWords([&](int32_t t) {
+          ForTiles<2>([&](int32_t t) {
             // Four words of a lane at once, also across units where their number is known.
             const int32_t n = (kExact ? unit * kTiles / 2 : 0) + t / 2;
             if (n % 4 == 0) {
@@ -586,12 +602,6 @@ constexpr int32_t kScoreSharedBytes =
     kScore == PageScore::kSketch ? kScoreWarps* PageScorer<kDim, kScore, kSets>::kStages*
                                        PageScorer<kDim, kScore, kSets>::kStageBytes
                                  : 0;
-
-// Blocks of a multiprocessor, as registers allow.
-template <int32_t kDim, PageScore kScore>
-constexpr int32_t kScoreBlocks = kDim > 128                     ? 2
-                                 : kScore == PageScore::kMinMax ? 3
-                                                                : 4;
 
 template <int32_t kDim, PageScore kScore, int32_t kSets>
 __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks<kDim, kScore>)
