@@ -96,7 +96,7 @@ class PageScorer {
     if constexpr (kScore == PageScore::kMinMax) {
       const int32_t end_page = min(4 * end, open_page_ + 1);
       for (int32_t page = 4 * (begin + warp); page < end_page; page += 4 * kScoreWarps) {
-        ScoreMinMax(page, min(4, end_page - page));
+        ScoreMinMax(page, end_page);
       }
     } else {
       const int32_t open_step = open_page_ + kTurn - 1;
@@ -160,11 +160,6 @@ class PageScorer {
     });
   }
 
-  // As the columns of B lie.
-  __device__ void LoadColumns(int32_t first, uint32_t (&q)[kTiles][2]) const {
-    LoadQuery<8>(first, lane_ % 4 * 2, q);
-  }
-
   __device__ void TakeQueries(int32_t first) {
     if constexpr (kScore == PageScore::kMinMax) {
       first_query_ = first;
@@ -181,7 +176,7 @@ class PageScorer {
         }
       });
     } else {
-      LoadColumns(first, q_);
+      LoadQuery<8>(first, lane_ % 4 * 2, q_);  // as the columns of B lie
       ScaleColumns(first);
     }
   }
@@ -250,11 +245,9 @@ class PageScorer {
   }
 
   // Row r of C is logical page r % 4 of page first + r / 4, row r + 8 of two pages on.
-  __device__ void ScoreMinMax(int32_t first_page, int32_t pages) {
+  __device__ void ScoreMinMax(int32_t first_page, int32_t end_page) {
     const KvPageLayout& layout = params_.retrieval.layout;
-    if (first_page + pages > settled_pages_) {
-      Wait();
-    }
+    const int32_t pages = min(4, end_page - first_page);
     const uint4* rows[2];
 #pragma unroll
     for (int32_t i = 0; i < 2; ++i) {
@@ -269,6 +262,9 @@ class PageScorer {
         rows[i] = reinterpret_cast<const uint4*>(stats) + lane_ % 16;  // 4 (row % 4) + chunk
       }
     }
+    if (first_page + pages > settled_pages_) {
+      Wait();
+    }
     // A dim's two sides make 32 elements of 16 dims: tile t's slab.
     uint4 stats[kTiles][2];
     ForTiles([&](int32_t t) {
@@ -277,6 +273,12 @@ class PageScorer {
         stats[t][i] = rows[i] == nullptr ? uint4{0, 0, 0, 0} : rows[i][t * 16];
       }
     });
+    const int32_t next = first_page + 4 * kScoreWarps + lane_;  // of the warp's next pages
+    if (lane_ < 4 && next < min(end_page, open_page_)) {
+      PrefetchBytes(
+          ClosedPage(params_.retrieval, pair_.slot, next) + layout.stats_offset(pair_.head),
+          16 * padded_);
+    }
     Wait();
     if (first_query_ < 0) {
       TakeQueries(0);
@@ -544,7 +546,7 @@ class PageScorer {
       for (int32_t first = 0; first < params_.group; first += kQueries / kSets) {
         const int32_t queries = min(kQueries / kSets, params_.group - first);
         uint32_t q[kTiles][2];
-        LoadColumns(first, q);
+        LoadQuery<8>(first, lane_ % 4 * 2, q);
         float c[4] = {};
         ForTiles([&](int32_t t) {
           MultiplyAdd(c, a[t][0], a[t][1], a[t][2], a[t][3], q[t][0], q[t][1]);
