@@ -1,17 +1,21 @@
-// Scores of units: a persistent grid takes segments of pages of the due rows and heads, a warp one
+// Scores of units: the blocks of a grid share the pages of the due rows and heads, a warp takes one
 // or two pages (kSketch) or four (kMinMax) at a time.
 //
 // kMinMax: max(q k_max, q k_min) = q+ k_max + q- k_min, a product of bf16 matrices.
-// kSketch: with w = q (hi - lo) / 2 = 2 q step, q k = q lo + w (c + 1/2) / 2, in products of
+// kSketch: with w = q (hi - lo) / 2 = 2 q step, q k = (7 q lo + q hi) / 8 + w c / 2, in products of
 // float16 with float32 sums. A query is scaled by a power of two to below 1, which its float32
 // factor gives back: a weight is then not above 65504, the highest number of a box, and what
 // underflows is at most what a channel's box itself may be off by, 2^-25. Box numbers are float16,
-// so q lo loses nothing; w is rounded, to 11 bits, once a page. A code c at bits 2 p of a half word
-// is the subnormal float16 c 4^p / 2^24 as it lies, for p below 4: one logical operation a register
-// of codes. A product takes p = 0 and 1 of two tiles (tokens r and r + 8), another p = 2 and 3,
-// each with a sum of its own; the powers go at the end. The half of a cell is the weights' own sum.
-// Two pages share the columns of a product where a group leaves room, so that no lane makes weights
-// of queries that do not exist.
+// so q lo and q hi lose nothing; w is rounded, to 11 bits, once a page. A code c at bits 2 p of a
+// half word is the subnormal float16 c 4^p / 2^24 as it lies, for p below 4: one logical operation
+// a register of codes. A product takes p = 0 and 1 of two tiles (tokens r and r + 8), another p = 2
+// and 3, each with a sum of its own; the powers go at the end. Two pages share the columns of a
+// product where a group leaves room, so that no lane makes weights of queries that do not exist.
+//
+// What a block reads of closed pages it fetches before it waits for earlier kernels: RopeAppend
+// alone writes to a layer's pages in a step, and of closed ones only the page before one that
+// begins. Nothing that a step writes before this kernel says which lists are due, unless queries
+// are judged by their distance.
 #include <cmath>
 
 #include "kernels/cuda/launch.cuh"
@@ -25,8 +29,23 @@ namespace {
 
 constexpr int32_t kScoreThreads = 128;
 constexpr int32_t kScoreWarps = kScoreThreads / kWarpLanes;
-constexpr int32_t kMostSegmentPages = kScoreWarps * kWarpLanes;  // a warp's lanes know its pages
-constexpr int32_t kQueries = 8;                                  // of a group, in one product
+constexpr int32_t kQueries = 8;      // of a group, in one product
+constexpr int32_t kShortShare = 64;  // steps of a block
+// Pages of a warp on their way to the second-level cache behind those of its ring.
+constexpr int32_t kAhead = 4;
+
+// Blocks of a multiprocessor, as registers allow.
+template <int32_t kDim, PageScore kScore>
+constexpr int32_t kScoreBlocks = kDim > 128                     ? 2
+                                 : kScore == PageScore::kMinMax ? 3
+                                                                : 4;
+
+// Asks for the second-level cache to hold `bytes`, a multiple of 16, from an address that is one.
+__device__ __forceinline__ void PrefetchBytes(const void* from, int32_t bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;\n" ::"l"(from), "r"(bytes) : "memory");
+#endif
+}
 
 // A warp's scores of pages of one row and head, each the maximum over the group. kSets: pages whose
 // weights share the eight columns of a product, kSketch alone; 2 for groups of at most 4.
@@ -35,20 +54,33 @@ class PageScorer {
  public:
   static constexpr int32_t kTiles = kDim / 16;
   static constexpr bool kExact = kDim <= 128;  // smaller head sizes have an instance of their own
-  // Shared memory of a warp: a ring of kSets pages' boxes and codes.
+  // Shared memory of a warp: a ring of kSets pages' boxes and codes. The second page of a set lies
+  // 16 bytes aside, in other banks.
   static constexpr int32_t kStages = kSets == 2 ? 2 : 3;
   static constexpr int32_t kPageBytes = 20 * kDim;
-  static constexpr int32_t kStageBytes = kSets * kPageBytes;
+  static constexpr int32_t kPageStride = kPageBytes + 16;
+  static constexpr int32_t kStageBytes = kSets * kPageStride;
+  // What the plan counts: kMinMax four pages; kSketch a page, and the open one, whose units the
+  // warps share, as much as a turn of all warps.
+  static constexpr int32_t kTurn = kScore == PageScore::kMinMax ? kScoreWarps : kScoreWarps * kSets;
+  static __device__ int32_t StepsOf(const SelectionPair& pair) {
+    return kScore == PageScore::kMinMax ? DivideUp(pair.tokens, 4 * kPageTokens)
+                                        : (pair.tokens - 1) / kPageTokens + kTurn;
+  }
 
+  // waited: whether the thread has waited for earlier kernels. Without, it does when it must.
   __device__ PageScorer(const SelectUnitsParams& params, const SelectionPair& pair,
-                        std::byte* stages)
+                        std::byte* stages, float (&open_scores)[kPageUnits], bool& waited)
       : params_(params),
         pair_(pair),
         stages_(stages),
+        open_scores_(open_scores),
+        waited_(waited),
         lane_(static_cast<int32_t>(threadIdx.x) % kWarpLanes),
         head_dim_(params.retrieval.layout.head_dim),
         padded_(params.retrieval.layout.padded_head_dim),
         open_page_((pair.tokens - 1) / kPageTokens),
+        settled_pages_((pair.tokens - 1) % kPageTokens == 0 ? open_page_ - 1 : open_page_),
         scale_(1.0f / sqrtf(static_cast<float>(head_dim_))),
         scores_(UnitScores(params, pair.row * params.retrieval.layout.heads + pair.head)),
         unit_shift_(params.policy.unit_tokens == 64   ? 2
@@ -58,34 +90,54 @@ class PageScorer {
                   lane_ * 16),
         page_bytes_(static_cast<uint32_t>(params.retrieval.layout.page_bytes())) {}
 
-  // Pages begin, begin + stride, .. below end: four at a time under kMinMax.
-  __device__ void Run(int32_t begin, int32_t end, int32_t stride) {
+  // Steps [begin, end) of the pair; all threads of the block.
+  __device__ void Run(int32_t begin, int32_t end) {
+    const int32_t warp = static_cast<int32_t>(threadIdx.x) / kWarpLanes;
     if constexpr (kScore == PageScore::kMinMax) {
-      TakeQueries(0);
-      for (int32_t page = begin * 4; page < end; page += stride * 4) {
-        ScoreMinMax(page, min(4, end - page));
+      const int32_t end_page = min(4 * end, open_page_ + 1);
+      for (int32_t page = 4 * (begin + warp); page < end_page; page += 4 * kScoreWarps) {
+        ScoreMinMax(page, end_page);
       }
     } else {
-      RunSketch(begin, end, stride);
+      const int32_t open_step = open_page_ + kTurn - 1;
+      const bool open = begin <= open_step && open_step < end;
+      if (open && lane_ == 0) {
+        PrefetchBytes(OpenKeys(warp), kUnitTokens * padded_ * 2);
+      }
+      if (begin + warp < min(end, open_page_)) {
+        ScoreClosed(begin + warp, DivideUp(min(end, open_page_) - begin - warp, kScoreWarps));
+      }
+      if (open) {
+        ScoreOpenKeys(warp);
+      }
     }
   }
 
  private:
-  template <typename Visit>
-  __device__ __forceinline__ void ForTiles(Visit visit) const {
-#pragma unroll
-    for (int32_t t = 0; t < kTiles; ++t) {
-      if (kExact || t * 16 < padded_) {
-        visit(t);
-      }
+  __device__ __forceinline__ void Wait() {
+    if (!waited_) {
+      WaitForEarlierKernels();
+      waited_ = true;
     }
   }
 
-  // A word has the codes of two tiles: visit(the first).
-  template <typename Visit>
-  __device__ __forceinline__ void ForWords(Visit visit) const {
+  // Whether the warp goes through the code once before it waits, so that instructions, which the
+  // weights since the layer before have driven out of the caches, are back then. One warp of a
+  // multiprocessor's first block does.
+  __device__ __forceinline__ bool Rehearses() const {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    return !waited_ && threadIdx.x < kWarpLanes &&
+           blockIdx.x < gridDim.x / kScoreBlocks<kDim, kScore> && params_.group <= kQueries;
+#else
+    return false;
+#endif
+  }
+
+  // visit(t) for each tile; with a step of 2 for each word, which has the codes of two.
+  template <int32_t kStep = 1, typename Visit>
+  __device__ __forceinline__ void ForTiles(Visit visit) const {
 #pragma unroll
-    for (int32_t t = 0; t < kTiles; t += 2) {
+    for (int32_t t = 0; t < kTiles; t += kStep) {
       if (kExact || t * 16 < padded_) {
         visit(t);
       }
@@ -108,11 +160,6 @@ class PageScorer {
     });
   }
 
-  // As the columns of B lie.
-  __device__ void LoadColumns(int32_t first, uint32_t (&q)[kTiles][2]) const {
-    LoadQuery<8>(first, lane_ % 4 * 2, q);
-  }
-
   __device__ void TakeQueries(int32_t first) {
     if constexpr (kScore == PageScore::kMinMax) {
       first_query_ = first;
@@ -129,7 +176,7 @@ class PageScorer {
         }
       });
     } else {
-      LoadColumns(first, q_);
+      LoadQuery<8>(first, lane_ % 4 * 2, q_);  // as the columns of B lie
       ScaleColumns(first);
     }
   }
@@ -198,8 +245,9 @@ class PageScorer {
   }
 
   // Row r of C is logical page r % 4 of page first + r / 4, row r + 8 of two pages on.
-  __device__ void ScoreMinMax(int32_t first_page, int32_t pages) {
+  __device__ void ScoreMinMax(int32_t first_page, int32_t end_page) {
     const KvPageLayout& layout = params_.retrieval.layout;
+    const int32_t pages = min(4, end_page - first_page);
     const uint4* rows[2];
 #pragma unroll
     for (int32_t i = 0; i < 2; ++i) {
@@ -214,6 +262,9 @@ class PageScorer {
         rows[i] = reinterpret_cast<const uint4*>(stats) + lane_ % 16;  // 4 (row % 4) + chunk
       }
     }
+    if (first_page + pages > settled_pages_) {
+      Wait();
+    }
     // A dim's two sides make 32 elements of 16 dims: tile t's slab.
     uint4 stats[kTiles][2];
     ForTiles([&](int32_t t) {
@@ -222,6 +273,16 @@ class PageScorer {
         stats[t][i] = rows[i] == nullptr ? uint4{0, 0, 0, 0} : rows[i][t * 16];
       }
     });
+    const int32_t next = first_page + 4 * kScoreWarps + lane_;  // of the warp's next pages
+    if (lane_ < 4 && next < min(end_page, open_page_)) {
+      PrefetchBytes(
+          ClosedPage(params_.retrieval, pair_.slot, next) + layout.stats_offset(pair_.head),
+          16 * padded_);
+    }
+    Wait();
+    if (first_query_ < 0) {
+      TakeQueries(0);
+    }
     float best[2] = {-INFINITY, -INFINITY};
     ForQueries([&](int32_t queries) {
       float c[4] = {};
@@ -254,62 +315,79 @@ class PageScorer {
 
   // ---- kSketch
 
-  __device__ void RunSketch(int32_t begin, int32_t end, int32_t stride) {
-    const int32_t closed_end = min(end, open_page_);
-    for (int32_t first = begin; first < closed_end; first += kWarpLanes * stride) {
-      RunClosed(first, min(closed_end, first + kWarpLanes * stride), stride);
-    }
-    if (open_page_ < end && open_page_ >= begin && (open_page_ - begin) % stride == 0) {
-      ScoreOpenKeys();
-    }
-  }
-
-  // At most as many pages as a warp has lanes.
-  __device__ void RunClosed(int32_t begin, int32_t end, int32_t stride) {
-    // Lane i knows the place of the warp's i-th page.
-    const int32_t own = begin + lane_ * stride;
-    const uint32_t page_id = static_cast<uint32_t>(
-        own < end ? params_.retrieval.table[int64_t{pair_.slot} * params_.retrieval.max_pages + own]
-                  : 0);
-    const int32_t pages = __popc(__ballot_sync(kWholeWarp, own < end));
-    // The queries come while the first pages do.
-    const bool fresh = first_query_ < 0;
-    if (fresh) {
-      LoadColumns(0, q_);
-    }
+  // `pages` closed pages, every kScoreWarps-th from `begin` on.
+  __device__ void ScoreClosed(int32_t begin, int32_t pages) {
+    const int32_t* table =
+        params_.retrieval.table + int64_t{pair_.slot} * params_.retrieval.max_pages + begin;
+    const auto id_of = [&](int32_t page) {
+      return page < pages ? static_cast<uint32_t>(table[page * kScoreWarps]) : 0u;
+    };
+    // Lane i knows the place of page i, mod kWarpLanes, of those being fetched and of the next.
+    uint32_t ids = id_of(lane_);
+    uint32_t next_ids = id_of(lane_ + kWarpLanes);
 #pragma unroll
-    for (int32_t i = 0; i < kStages - 1; ++i) {
-      FetchSketches(page_id, i * kSets, pages, i);
+    for (int32_t i = 0; i < kStages; ++i) {
+      const int32_t last = min((i + 1) * kSets, pages) - 1;
+      if (begin + last * kScoreWarps >= settled_pages_) {
+        Wait();
+      }
+      FetchSketches(ids, i * kSets, pages, i);
     }
-    if (fresh) {
-      ScaleColumns(0);
+    constexpr int32_t kFetched = kStages * kSets;
+    if (lane_ >= kFetched && lane_ < min(kFetched + kAhead, pages)) {
+      PrefetchSketch(ids);
     }
     int32_t stage = 0;
-    for (int32_t i = 0; i < pages; i += kSets) {
-      WaitCopies<kStages - 2>();
+    for (int32_t i = Rehearses() ? -kSets : 0; i < pages; i += kSets) {
+      if (i >= 0) {
+        Wait();
+        WaitCopies<kStages - 1>();
+      }
+      if (first_query_ < 0) {
+        TakeQueries(i < 0 ? params_.group : 0);  // the former does not exist: nothing is read
+        first_query_ = 0;
+      }
       __syncwarp();
-      FetchSketches(page_id, i + (kStages - 1) * kSets, pages,
-                    stage == 0 ? kStages - 1 : stage - 1);
-      ScoreSketches(begin + i * stride, stride, min(kSets, pages - i),
+      ScoreSketches(begin + i * kScoreWarps, i < 0 ? 0 : min(kSets, pages - i),
                     stages_ + stage * kStageBytes);
+      __syncwarp();
+      if (i < 0) {
+        first_query_ = -1;
+        continue;
+      }
+      const int32_t fetched = i + kFetched;
+      if (fetched % kWarpLanes == 0) {
+        ids = next_ids;
+        next_ids = id_of(fetched + kWarpLanes + lane_);
+      }
+      FetchSketches(ids, fetched, pages, stage);
+      if (fetched + kAhead < pages) {
+        const int32_t ahead = (fetched + kAhead) % kWarpLanes;
+        if (lane_ / kSets == ahead / kSets && fetched + kAhead + lane_ % kSets < pages) {
+          PrefetchSketch(ahead < kAhead ? next_ids : ids);
+        }
+      }
       stage = stage + 1 == kStages ? 0 : stage + 1;
     }
-    WaitCopies<0>();
-    __syncwarp();
   }
 
-  // Begins the copies of the warp's pages `first` on, of `pages`, and closes their group.
-  __device__ void FetchSketches(uint32_t page_id, int32_t first, int32_t pages,
-                                int32_t stage) const {
+  const __device__ std::byte* SketchOf(uint32_t page_id) const {
+    return sketches_ + static_cast<uint64_t>(page_id) * page_bytes_;
+  }
+
+  __device__ void PrefetchSketch(uint32_t page_id) const {
+    PrefetchBytes(SketchOf(page_id) - lane_ * 16, 20 * padded_);
+  }
+
+  // Begins the copies of the pages `first` on, of `pages`, and closes their group.
+  __device__ void FetchSketches(uint32_t ids, int32_t first, int32_t pages, int32_t stage) const {
 #pragma unroll
     for (int32_t set = 0; set < kSets; ++set) {
       if (first + set >= pages) {
         break;
       }
-      const std::byte* from =
-          sketches_ +
-          static_cast<uint64_t>(__shfl_sync(kWholeWarp, page_id, first + set)) * page_bytes_;
-      std::byte* to = stages_ + stage * kStageBytes + set * kPageBytes + lane_ * 16;
+      const std::byte* from = SketchOf(__shfl_sync(kWholeWarp, ids, first + set));
+      std::byte* to = stages_ + stage * kStageBytes + set * kPageStride + lane_ * 16;
       const int32_t bytes = kExact ? kPageBytes : 20 * padded_;
 #pragma unroll
       for (int32_t at = 0; at < kPageBytes; at += kWarpLanes * 16) {
@@ -321,67 +399,73 @@ class PageScorer {
     CommitCopies();
   }
 
-  // data: the boxes and codes of `pages` pages, first_page and the one `stride` on. Row r of B is
-  // of query r % (8 / kSets) and page r / (8 / kSets).
-  __device__ void ScoreSketches(int32_t first_page, int32_t stride, int32_t pages,
-                                const std::byte* data) {
-    constexpr uint32_t kOnes = 0x3C003C00u;  // float16
+  // data: the boxes and codes of `pages` pages, first_page and the warp's next. Row r of B is of
+  // query r % (8 / kSets) and page r / (8 / kSets).
+  __device__ void ScoreSketches(int32_t first_page, int32_t pages, const std::byte* data) {
     constexpr int32_t kSetQueries = kQueries / kSets;
     const int32_t padded = kExact ? kDim : padded_;
-    const std::byte* box = data + lane_ / 4 / kSetQueries * kPageBytes + lane_ % 4 * 4;
-    const std::byte* words = data + 4 * padded + lane_ * 4;
+    // Where the rows of matrices lie that a lane names: of boxes, 8 dims each.
+    const int32_t row = lane_ % 8;
+    const int32_t matrix = lane_ / 8;
+    const std::byte* box = data + row / kSetQueries * kPageStride + matrix * 16;
+    // Row by row: two tiles of lo, two of hi, and those of the second page.
+    const std::byte* ends = data + (kSets == 2 ? row / 4 * kPageStride : 0) +
+                            row / 2 % 2 * 2 * padded + (matrix / 2 * 2 + row % 2) * 32 +
+                            matrix % 2 * 16;
+    const std::byte* codes = data + 4 * padded + lane_ * 16;
     const int32_t own_set = lane_ % 4 * 2 / kSetQueries;  // of the lane's columns of C
     float best = -INFINITY;
     ForQueries([&](int32_t queries) {
       uint32_t weights[kTiles][2];  // of a half of tiles t and t + 1: at t + half
-      // The queries as A, two tiles in rows r and r + 8: of each product one half is of use.
-      float of_even[4] = {};
-      float of_odd[4] = {};
-      float sums[2][4] = {};
-      ForWords([&](int32_t t) {
-        uint32_t lo[2][2];
+      // The queries as A, two tiles in rows r and r + 8: of each column one half is of use.
+      float of_ends[4] = {};
+      uint32_t end_pairs[4];
+      ForTiles<2>([&](int32_t t) {
+        uint32_t lo[4];
+        uint32_t hi[4];
+        LoadMatrices(lo, box + t * 32);
+        LoadMatrices(hi, box + t * 32 + 2 * padded);
 #pragma unroll
         for (int32_t i = 0; i < 2; ++i) {
 #pragma unroll
           for (int32_t half = 0; half < 2; ++half) {
-            const std::byte* place = box + (t + i) * 32 + half * 16;
-            lo[i][half] = *reinterpret_cast<const uint32_t*>(place);
-            const uint32_t hi = *reinterpret_cast<const uint32_t*>(place + 2 * padded);
-            weights[t + half][i] = TimesHalfWidth(q_[t + i][half], lo[i][half], hi);
+            weights[t + half][i] =
+                TimesHalfWidth(q_[t + i][half], lo[2 * i + half], hi[2 * i + half]);
           }
         }
-        MultiplyAddHalf(of_even, q_[t][0], q_[t + 1][0], q_[t][1], q_[t + 1][1], lo[0][0],
-                        lo[0][1]);
-        MultiplyAddHalf(of_odd, q_[t][0], q_[t + 1][0], q_[t][1], q_[t + 1][1], lo[1][0], lo[1][1]);
-#pragma unroll
-        for (int32_t half = 0; half < 2; ++half) {
-          MultiplyAddHalf(sums[half], kOnes, kOnes, kOnes, kOnes, weights[t + half][0],
-                          weights[t + half][1]);
+        if (t % 4 == 0) {  // of this word and the next
+          LoadMatrices(end_pairs, ends + t * 32);
         }
+        MultiplyAddHalf(of_ends, q_[t][0], q_[t + 1][0], q_[t][1], q_[t + 1][1], end_pairs[t % 4],
+                        end_pairs[t % 4 + 1]);
       });
-      // From row r of the queries to their columns; minus infinity for those that do not exist.
-      const float rest = of_even[0] + of_odd[2];
+      // Lane 4r + c has q lo (c even) or q hi of query r and page c / 2: the middle of cells 0.
+      float middle = (of_ends[0] + of_ends[3]) * (lane_ % 2 == 0 ? 0.875f : 0.125f);
+      middle += __shfl_xor_sync(kWholeWarp, middle, 1);
+      // From row r to the columns; minus infinity for queries that do not exist.
       float rests[2];
 #pragma unroll
       for (int32_t e = 0; e < 2; ++e) {
         const float of_query =
-            __shfl_sync(kWholeWarp, rest, ColumnQuery(e) * 4 + own_set * (kSetQueries / 2));
-        rests[e] = ColumnQuery(e) < queries
-                       ? (of_query + 0.25f * (sums[0][e] + sums[1][e])) * factors_[e]
-                       : -INFINITY;
+            __shfl_sync(kWholeWarp, middle, ColumnQuery(e) * 4 + (kSets == 2 ? own_set * 2 : 0));
+        rests[e] = ColumnQuery(e) < queries ? of_query * factors_[e] : -INFINITY;
       }
-      const float per_code[2] = {factors_[0] * 0x1p23f, factors_[1] * 0x1p23f};
+      uint32_t words[kSets][4];
       float scores[kPageUnits];
 #pragma unroll
       for (int32_t unit = 0; unit < kPageUnits; ++unit) {
-        float codes[2];  // the highest sums of weights and codes, over 2^24
+        float sums[4];  // of weights and codes, over 2^24; of tokens r + 8 four times that
 #pragma unroll
         for (int32_t set = 0; set < kSets; ++set) {
           float low[4] = {};
           float high[4] = {};
-          ForWords([&](int32_t t) {
-            const uint32_t word = *reinterpret_cast<const uint32_t*>(
-                words + set * kPageBytes + unit * 4 * padded + t / 2 * (kWarpLanes * 4));
+          ForTiles<2>([&](int32_t t) {
+            // Four words of a lane at once, also across units where their number is known.
+            const int32_t n = (kExact ? unit * kTiles / 2 : 0) + t / 2;
+            if (n % 4 == 0) {
+              LoadMatrices(words[set], codes + set * kPageStride + unit * 4 * padded + t / 2 * 128);
+            }
+            const uint32_t word = words[set][n % 4];
             const uint32_t next = word >> 8;
             MultiplyAddHalf(low, word & 0x00030003u, word & 0x000C000Cu, next & 0x00030003u,
                             next & 0x000C000Cu, weights[t][0], weights[t][1]);
@@ -389,17 +473,23 @@ class PageScorer {
                             next & 0x00C000C0u, weights[t + 1][0], weights[t + 1][1]);
           });
 #pragma unroll
-          for (int32_t e = 0; e < 2; ++e) {
-            const float of_set =
-                fmaxf(low[e] + high[e] * 0.0625f, (low[2 + e] + high[2 + e] * 0.0625f) * 0.25f);
-            codes[e] = set == 0 || set == own_set ? of_set : codes[e];
+          for (int32_t i = 0; i < 4; ++i) {
+            const float sum = low[i] + high[i] * 0.0625f;
+            sums[i] = set == 0 || set == own_set ? sum : sums[i];
           }
         }
-        scores[unit] = fmaxf(rests[0] + codes[0] * per_code[0], rests[1] + codes[1] * per_code[1]);
+        float best_of[2];
+#pragma unroll
+        for (int32_t e = 0; e < 2; ++e) {
+          const float per_code = factors_[e] * 0x1p23f;
+          best_of[e] =
+              fmaxf(rests[e] + sums[e] * per_code, rests[e] + sums[2 + e] * (per_code * 0.25f));
+        }
+        scores[unit] = fmaxf(best_of[0], best_of[1]);
       }
       best = fmaxf(best, OverUnits(scores));
     });
-    StorePage(first_page + own_set * stride, best,
+    StorePage(first_page + own_set * kScoreWarps, best,
               lane_ % 8 * kSets == own_set * 4 && own_set < pages);
   }
 
@@ -426,40 +516,55 @@ class PageScorer {
     return MaxOverLanes < kSets == 2 ? 1 | 4 : 1 | 2 | 4 > (fmaxf(odd ? two[1] : two[0], other));
   }
 
-  // The open page has no sketch yet: its keys as they are, from memory.
-  __device__ void ScoreOpenKeys() {
-    const KvPageLayout layout = params_.retrieval.layout.open();
-    const auto* keys = reinterpret_cast<const uint16_t*>(OpenPage(params_.retrieval, pair_.slot) +
-                                                         layout.key_offset(pair_.head));
+  const __device__ uint16_t* OpenKeys(int32_t unit) const {
+    return reinterpret_cast<const uint16_t*>(
+               OpenPage(params_.retrieval, pair_.slot) +
+               params_.retrieval.layout.open().key_offset(pair_.head)) +
+           unit * kUnitTokens * padded_;
+  }
+
+  // The open page has no sketch yet: its keys as they are, from memory, a unit a warp. All threads
+  // of the block.
+  __device__ void ScoreOpenKeys(int32_t unit) {
+    static_assert(kScoreWarps == kPageUnits);
+    Wait();
+    __syncthreads();  // earlier readers of open_scores_ are done
     const int32_t tokens = pair_.tokens - open_page_ * kPageTokens;
-    float best = -INFINITY;  // of unit lane / 8
-#pragma unroll 1
-    for (int32_t first = 0; first < params_.group; first += kQueries / kSets) {
-      const int32_t queries = min(kQueries / kSets, params_.group - first);
-      uint32_t q[kTiles][2];
-      LoadColumns(first, q);
-#pragma unroll 1
-      for (int32_t unit = 0; unit * kUnitTokens < tokens; ++unit) {
-        float c[4] = {};
-        const int32_t token = unit * kUnitTokens + lane_ / 4;
-        const uint16_t* from = keys + ElementIndex(token, lane_ % 4 * 2, padded_);
-        ForTiles([&](int32_t t) {
-          uint32_t a[4];
+    const int32_t token = unit * kUnitTokens + lane_ / 4;
+    float best = -INFINITY;
+    if (unit * kUnitTokens < tokens) {
+      uint32_t a[kTiles][4];
+      const uint16_t* from = OpenKeys(unit) + lane_ * 2;
+      ForTiles([&](int32_t t) {
 #pragma unroll
-          for (int32_t i = 0; i < 4; ++i) {
-            a[i] = *reinterpret_cast<const uint32_t*>(
-                from + ElementIndex(i % 2 * 8, t * 16 + i / 2 * 8, 0));
-          }
-          MultiplyAdd(c, a[0], a[1], a[2], a[3], q[t][0], q[t][1]);
+        for (int32_t i = 0; i < 4; ++i) {
+          a[t][i] = *reinterpret_cast<const uint32_t*>(
+              from + ElementIndex(i % 2 * 8, t * 16 + i / 2 * 8, 0));
+        }
+      });
+#pragma unroll 1
+      for (int32_t first = 0; first < params_.group; first += kQueries / kSets) {
+        const int32_t queries = min(kQueries / kSets, params_.group - first);
+        uint32_t q[kTiles][2];
+        LoadQuery<8>(first, lane_ % 4 * 2, q);
+        float c[4] = {};
+        ForTiles([&](int32_t t) {
+          MultiplyAdd(c, a[t][0], a[t][1], a[t][2], a[t][3], q[t][0], q[t][1]);
         });
         const float low = OverQueries(c[0], c[1], queries);
         const float high = OverQueries(c[2], c[3], queries);
-        const float of_unit = MaxOverLanes<kOverRows>(
-            fmaxf(token < tokens ? low : -INFINITY, token + 8 < tokens ? high : -INFINITY));
-        best = lane_ / 8 == unit ? fmaxf(best, of_unit) : best;
+        best = fmaxf(
+            best, fmaxf(token < tokens ? low : -INFINITY, token + 8 < tokens ? high : -INFINITY));
       }
+      best = MaxOverLanes<kOverRows>(best);
     }
-    StorePage(open_page_, best, lane_ % 8 == 0);
+    if (lane_ == 0) {
+      open_scores_[unit] = best;
+    }
+    __syncthreads();
+    if (unit == 0) {
+      StorePage(open_page_, open_scores_[lane_ / 8], lane_ % 8 == 0);
+    }
   }
 
   // best: of logical page lane / 8.
@@ -477,10 +582,13 @@ class PageScorer {
   const SelectUnitsParams& params_;
   const SelectionPair& pair_;
   std::byte* stages_;
+  float (&open_scores_)[kPageUnits];
+  bool& waited_;
   int32_t lane_;
   int32_t head_dim_;
   int32_t padded_;
   int32_t open_page_;
+  int32_t settled_pages_;  // closed before this step
   float scale_;
   float* scores_;
   int32_t unit_shift_;         // log2 of logical pages in a unit
@@ -497,77 +605,54 @@ constexpr int32_t kScoreSharedBytes =
                                        PageScorer<kDim, kScore, kSets>::kStageBytes
                                  : 0;
 
-// Blocks of a multiprocessor, as registers allow.
-template <int32_t kDim, PageScore kScore>
-constexpr int32_t kScoreBlocks = kDim > 128                     ? 2
-                                 : kScore == PageScore::kMinMax ? 3
-                                                                : 4;
-
 template <int32_t kDim, PageScore kScore, int32_t kSets>
 __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks<kDim, kScore>)
     ScoreUnitsKernel(const __grid_constant__ SelectUnitsParams params) {
-  constexpr int32_t kWarpPages = kScore == PageScore::kMinMax ? 4 : kSets;  // at a time
+  using Scorer = PageScorer<kDim, kScore, kSets>;
   __shared__ PlanShared plan;
+  __shared__ float open_scores[kPageUnits];
   LetNextKernelStart();
-  const int32_t warp = static_cast<int32_t>(threadIdx.x) / kWarpLanes;
-  std::byte* stages =
-      SharedMemory() + warp * (kScoreSharedBytes<kDim, kScore, kSets> / kScoreWarps);
-  const int32_t heads = params.retrieval.layout.heads;
-  const int32_t pairs = params.batch.counts[kDecodeRows] * heads;
-  // What is due in every step follows from what the host wrote, so that the plan needs no wait.
-  bool waited = params.policy.reuse_interval > 1 || params.policy.reuse_distance > 0.0f;
+  std::byte* stages = SharedMemory() + static_cast<int32_t>(threadIdx.x) / kWarpLanes *
+                                           (kScoreSharedBytes<kDim, kScore, kSets> / kScoreWarps);
+  const int32_t pairs = params.batch.counts[kDecodeRows] * params.retrieval.layout.heads;
+  bool waited = params.policy.reuse_distance > 0.0f;
   if (waited) {
     WaitForEarlierKernels();
   }
-  const auto pages_of = [](const SelectionPair& pair) {
-    return DivideUp(pair.tokens, kPageTokens);
-  };
+  const auto block = static_cast<int32_t>(blockIdx.x);
   const auto grid = static_cast<int32_t>(gridDim.x);
-
-  // The heads of one row are alike: as many blocks each, and no plan.
-  const bool alike = pairs == heads && heads <= grid;
-  // Else a pair's pages in as many segments as give every block one, within bounds.
-  const int32_t pair_blocks = max(1, Quotient(grid, max(1, pairs)));
-  const auto segment_of = [&](const SelectionPair& pair) {
-    const int32_t pages = DivideUp(Quotient(pages_of(pair) + pair_blocks - 1, pair_blocks), 4) * 4;
-    return min(max(pages, kScoreWarps * kWarpPages), kMostSegmentPages);
-  };
-  const auto items_of = [&](int32_t index) {
-    const SelectionPair pair(params, index);
-    const int32_t segment = segment_of(pair);
-    return IsDue(params, pair, index) ? Quotient(pages_of(pair) + segment - 1, segment) : 0;
-  };
   for (int32_t base = 0; base < pairs; base += kPlanPairs) {
     const int32_t count = min(kPlanPairs, pairs - base);
-    const int32_t items =
-        alike ? pair_blocks * heads : PlanItems<kScoreThreads>(base, count, plan, items_of);
-    for (auto item = static_cast<int32_t>(blockIdx.x); item < items; item += grid) {
-      const int32_t planned = alike ? 0 : PlannedPair(plan, count, item);
-      const int32_t part = alike ? Quotient(item, heads) : item - plan.first_item[planned];
-      const int32_t index = alike ? item - part * heads : base + planned;
+    const int32_t steps = PlanItems<kScoreThreads>(base, count, plan, [&](int32_t index) {
       const SelectionPair pair(params, index);
-      const int32_t pages = pages_of(pair);
-      int32_t begin = 0;
-      int32_t end = pages;
-      int32_t blocks = 1;  // that share begin to end
-      int32_t block = 0;
-      if (alike) {
-        blocks = min(pair_blocks, DivideUp(pages, kScoreWarps * kWarpPages));
-        block = part;
-      } else {
-        begin = part * segment_of(pair);
-        end = min(begin + segment_of(pair), pages);
-      }
-      if (!waited) {
-        WaitForEarlierKernels();
-        waited = true;
-      }
-      if (alike && (block >= blocks || !IsDue(params, pair, index))) {
+      return IsDue(params, pair, index) ? Scorer::StepsOf(pair) : 0;
+    });
+    if (steps == 0) {
+      continue;
+    }
+    // All blocks as much, in turns. A block that goes from one pair to the next begins anew; where
+    // shares are short, what it has of a second pair goes to a block of its own.
+    const bool apart = count <= grid / 8 && steps <= grid * kShortShare;
+    const int32_t share =
+        DivideUp(DivideUp(steps, apart ? grid - count : grid), Scorer::kTurn) * Scorer::kTurn;
+    const int32_t sharing = DivideUp(steps, share);
+    int32_t begin = block * share;
+    int32_t end = min(begin + share, steps);
+    if (block >= sharing) {
+      const int32_t second = block - sharing + 1;
+      if (!apart || second >= count) {
         continue;
       }
-      PageScorer<kDim, kScore, kSets> scorer(params, pair, stages);
-      const int32_t first = kScore == PageScore::kMinMax ? begin / 4 : begin;
-      scorer.Run(first + block * kScoreWarps + warp, end, blocks * kScoreWarps);
+      begin = plan.first_item[second];
+      end = min(DivideUp(begin, share) * share, plan.first_item[second + 1]);
+    }
+    while (begin < end) {
+      const int32_t planned = PlannedPair(plan, count, begin);
+      const int32_t first = plan.first_item[planned];
+      const int32_t pair_end = min(end, plan.first_item[planned + 1]);
+      const SelectionPair pair(params, base + planned);
+      Scorer(params, pair, stages, open_scores, waited).Run(begin - first, pair_end - first);
+      begin = apart ? end : pair_end;
     }
   }
   if (!waited) {

@@ -3,7 +3,8 @@
 //
 // Three kernels: one judges by the distance of queries, where the policy has one; one scores; a
 // block a row and head writes the list, with a cluster's help where scores are many. A sample of
-// the scores tells a bound below which none is kept; the few above it are ranked against each
+// the scores tells a bound below which none is kept. The few above it are counted in narrow
+// buckets: those above the bucket of the cut-off are kept, those in it are ranked against each
 // other. Where they are many, as among equal scores, the cut-off score is found by its bits. Floor:
 // bytes of the statistics over memory bandwidth.
 #include <cmath>
@@ -62,33 +63,41 @@ __device__ uint32_t OrderedBits(float x) {
   const uint32_t bits = __float_as_uint(x + 0.0f);
   return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
 }
+__device__ float FromOrderedBits(uint32_t bits) {
+  return __uint_as_float((bits & 0x80000000u) != 0 ? bits & 0x7FFFFFFFu : ~bits);
+}
 
 constexpr int32_t kDigitBits = 11;
 constexpr int32_t kDigits = 1 << kDigitBits;
 constexpr int32_t kThreadSample = 8;
 constexpr int32_t kSample = kListThreads * kThreadSample;
 constexpr int32_t kMaxCandidates = 2048;
+constexpr int32_t kMaxTies = 256;  // candidates in the bucket of the cut-off
+constexpr int32_t kMaxSampledUnits = 128 * 1024;
 constexpr int32_t kMostListBlocks = 8;  // of a cluster, on every device that has them
 
 struct ListShared {
   int32_t histogram[kDigits];
-  uint64_t candidates[kMaxCandidates];  // what RankOf makes of a score and its unit
-  int32_t kept[kMaxCandidates];         // units, by rank
+  uint64_t candidates[kMaxCandidates];   // what RankOf makes of a score and its unit
+  uint64_t ties[kMaxTies];               // the same
+  uint32_t kept[kMaxSampledUnits / 32];  // a bit a unit
   int32_t warp_sums[kListWarps];
   int32_t warp_ties[kListWarps];
   uint32_t warp_lowest[kListWarps];
   uint32_t warp_highest[kListWarps];
   uint32_t prefix;
   int32_t places;
-  int32_t bound;
+  int32_t bound;  // a bucket; -1: none yet
+  int32_t above;  // how many lie in buckets above the bound
   int32_t count;  // of candidates
+  int32_t tied;   // of ties
 };
 
 // ---- By a sample
 
-// Buckets of equal width over a range of scores; the first and the last also take what lies beyond.
-// A score in a higher bucket is higher: each step of the arithmetic is monotone, and a range
-// without a finite width has one bucket.
+// Buckets of equal width over a range of scores, for scores that are not below it. A score in a
+// higher bucket is higher: each step of the arithmetic is monotone, and a range without a finite
+// width has one bucket, or two.
 struct Buckets {
   static constexpr int32_t kCount = kListThreads;
 
@@ -122,10 +131,28 @@ struct ListPart {
   int32_t block;
 };
 
-// A bucket that `places` of a sample's scores reach at least goes to shared.bound. sample: the
-// thread's; NaN counts as none. All threads.
-__device__ Buckets SampleBuckets(const float (&sample)[kThreadSample], int32_t places,
-                                 ListShared& shared) {
+// What KeepByASample takes for granted of units [1, end): everything counted is zero. Ends with a
+// barrier; all threads.
+__device__ void BeginSampling(int32_t end, ListShared& shared) {
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  shared.histogram[thread] = 0;
+  for (int32_t i = thread; i < DivideUp(min(end, kMaxSampledUnits), 32); i += kListThreads) {
+    shared.kept[i] = 0;
+  }
+  if (thread == 0) {
+    shared.bound = -1;
+    shared.count = 0;
+    shared.tied = 0;
+  }
+  __syncthreads();
+}
+
+// Buckets from a score that at least `places` of the sample reach to the highest. sample: the
+// thread's, NaN counts as none; `threads` threads have one. Where there is a group of threads for
+// each place, the lowest of the groups' highest is such a score. If scores are NaN, it may be that
+// fewer reach it. All threads.
+__device__ Buckets SampleBuckets(const float (&sample)[kThreadSample], int32_t threads,
+                                 int32_t places, ListShared& shared) {
   const auto thread = static_cast<int32_t>(threadIdx.x);
   const int32_t warp = thread / kWarpLanes;
   const int32_t lane = thread % kWarpLanes;
@@ -136,51 +163,115 @@ __device__ Buckets SampleBuckets(const float (&sample)[kThreadSample], int32_t p
     lowest = fminf(lowest, score);
     highest = fmaxf(highest, score);
   }
-  lowest = -MaxOverLanes<31>(-lowest);
-  highest = MaxOverLanes<31>(highest);
-  if (lane == 0) {
-    shared.warp_lowest[warp] = __float_as_uint(lowest);
-    shared.warp_highest[warp] = __float_as_uint(highest);
-  }
-  shared.histogram[thread] = 0;
-  __syncthreads();
-  const Buckets buckets(-MaxOverLanes<31>(-__uint_as_float(shared.warp_lowest[lane])),
-                        MaxOverLanes<31>(__uint_as_float(shared.warp_highest[lane])));
-#pragma unroll
-  for (const float score : sample) {
-    if (!isnan(score)) {
-      atomicAdd(&shared.histogram[buckets(score)], 1);
+  if (places <= threads) {
+    lowest = highest;
+    for (int32_t lanes = 2; lanes <= kWarpLanes && places * lanes <= threads; lanes *= 2) {
+      lowest = fmaxf(lowest, __shfl_xor_sync(kWholeWarp, lowest, lanes / 2));
     }
+    lowest = lowest == -INFINITY ? INFINITY : lowest;  // a group without a score
+  }
+  const uint32_t low = __reduce_min_sync(kWholeWarp, OrderedBits(lowest));
+  const uint32_t high = __reduce_max_sync(kWholeWarp, OrderedBits(highest));
+  if (lane == 0) {
+    shared.warp_lowest[warp] = low;
+    shared.warp_highest[warp] = high;
   }
   __syncthreads();
-  // The bucket, from the highest down, that brings the sum to `places`.
-  const int32_t bucket = kListThreads - 1 - thread;
+  return {FromOrderedBits(__reduce_min_sync(kWholeWarp, shared.warp_lowest[lane])),
+          FromOrderedBits(__reduce_max_sync(kWholeWarp, shared.warp_highest[lane]))};
+}
+
+// The bucket, from the highest down, that brings the histogram's sum to `places` goes to
+// shared.bound, if there is one, what lies above it to shared.above; the histogram is zero again.
+// Begins and ends with a barrier; all threads.
+__device__ void FindBound(int32_t places, ListShared& shared) {
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  const int32_t warp = thread / kWarpLanes;
+  const int32_t lane = thread % kWarpLanes;
+  const int32_t bucket = Buckets::kCount - 1 - thread;
+  __syncthreads();
   const int32_t scored = shared.histogram[bucket];
+  shared.histogram[bucket] = 0;
   int32_t inclusive = SumUpToLane(scored, lane);
   if (lane == kWarpLanes - 1) {
     shared.warp_sums[warp] = inclusive;
   }
   __syncthreads();
-  for (int32_t other = 0; other < warp; ++other) {
-    inclusive += shared.warp_sums[other];
-  }
+  inclusive += __reduce_add_sync(kWholeWarp, lane < warp ? shared.warp_sums[lane] : 0);
   if (inclusive >= places && inclusive - scored < places) {
     shared.bound = bucket;
+    shared.above = inclusive - scored;
   }
   __syncthreads();
-  return buckets;
+}
+
+// Adds the scores of units part.Unit(first + i) that are in `bound` or above to the candidates of
+// `to`. All lanes of a warp; NaN is none.
+__device__ void AddCandidates(const float (&scores)[kThreadSample], int32_t first, ListPart part,
+                              const Buckets& buckets, int32_t bound, ListShared* to) {
+  const int32_t lane = static_cast<int32_t>(threadIdx.x) % kWarpLanes;
+  uint32_t lanes[kThreadSample];
+  int32_t count = 0;
+#pragma unroll
+  for (int32_t i = 0; i < kThreadSample; ++i) {
+    const bool reaches = scores[i] >= buckets.low && buckets(scores[i]) >= bound;
+    lanes[i] = __ballot_sync(kWholeWarp, reaches);
+    count += __popc(lanes[i]);
+  }
+  if (count == 0) {
+    return;
+  }
+  int32_t place = lane == 0 ? atomicAdd(&to->count, count) : 0;
+  place = __shfl_sync(kWholeWarp, place, 0);
+#pragma unroll
+  for (int32_t i = 0; i < kThreadSample; ++i) {
+    const int32_t own = place + __popc(lanes[i] & ((1u << lane) - 1));
+    if ((lanes[i] >> lane & 1) != 0 && own < kMaxCandidates) {
+      to->candidates[own] = RankOf(scores[i], part.Unit(first + i));
+    }
+    place += __popc(lanes[i]);
+  }
+}
+
+// Units [1, end) of shared.kept to `list`, ascending. All threads.
+__device__ void ListKept(int32_t end, int32_t* list, ListShared& shared) {
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  const int32_t warp = thread / kWarpLanes;
+  const int32_t lane = thread % kWarpLanes;
+  const int32_t words = DivideUp(end, 32);
+  const int32_t run = DivideUp(words, kListThreads);  // of words, a thread
+  const int32_t run_begin = min(thread * run, words);
+  const int32_t run_end = min(run_begin + run, words);
+  int32_t count = 0;
+  for (int32_t i = run_begin; i < run_end; ++i) {
+    count += __popc(shared.kept[i]);
+  }
+  const int32_t inclusive = SumUpToLane(count, lane);
+  if (lane == kWarpLanes - 1) {
+    shared.warp_sums[warp] = inclusive;
+  }
+  __syncthreads();
+  int32_t place =
+      inclusive - count + __reduce_add_sync(kWholeWarp, lane < warp ? shared.warp_sums[lane] : 0);
+  for (int32_t i = run_begin; i < run_end; ++i) {
+    for (uint32_t left = shared.kept[i]; left != 0; left &= left - 1) {
+      list[place++] = i * 32 + __ffs(static_cast<int32_t>(left)) - 1;
+    }
+  }
 }
 
 // The `places` first units of [1, end), ascending, to `list`; false if too many come into question.
 // A sample has no more of the highest than the whole, so what is kept is not below the bucket of
 // its `places`-th. The sample is all scores up to kSample, else 32 in turn from evenly spread
-// places. All threads of all the blocks that share the scores; the first block has the result.
+// places. All threads of all the blocks that share the scores, after BeginSampling; the first block
+// has the result.
 __device__ bool KeepByASample(const float* scores, int32_t end, int32_t places, ListPart part,
                               int32_t* list, ListShared& shared) {
-  if (places > min(end - 1, kSample)) {
+  if (places > min(end - 1, kSample) || end > kMaxSampledUnits) {
     return false;
   }
   const auto thread = static_cast<int32_t>(threadIdx.x);
+  const bool whole = end - 1 <= kSample;  // of one block then
   float own[kThreadSample];
   float sample[kThreadSample];
   constexpr int32_t kRuns = kSample / kWarpLanes;
@@ -193,36 +284,35 @@ __device__ bool KeepByASample(const float* scores, int32_t end, int32_t places, 
 #pragma unroll
   for (int32_t i = 0; i < kThreadSample; ++i) {
     const int32_t run = i * kListWarps + thread / kWarpLanes;
-    sample[i] = end - 1 <= kSample ? own[i] : scores[1 + run * step + thread % kWarpLanes];
-  }
-  if (thread == 0) {
-    shared.count = 0;
+    sample[i] = whole ? own[i] : scores[1 + run * step + thread % kWarpLanes];
   }
   if (part.blocks > 1) {
     ArriveInCluster();
   }
-  const Buckets buckets = SampleBuckets(sample, places, shared);
-  const int32_t bound = shared.bound;
+  const Buckets buckets = SampleBuckets(sample, min(end - 1, kListThreads), places, shared);
+#pragma unroll
+  for (const float score : sample) {
+    if (score >= buckets.low) {
+      atomicAdd(&shared.histogram[buckets(score)], 1);
+    }
+  }
+  FindBound(places, shared);
   ListShared* first_block = &shared;
   if (part.blocks > 1) {
-    WaitForCluster();  // the first block's count is zero
+    WaitForCluster();  // the first block has begun to sample
     first_block = OfBlockInCluster(first_block, 0);
   }
-  const auto judge = [&](float score, int32_t unit) {
-    if (unit < end && buckets(score) >= bound) {
-      const int32_t place = atomicAdd(&first_block->count, 1);
-      if (place < kMaxCandidates) {
-        first_block->candidates[place] = RankOf(score, unit);
-      }
-    }
-  };
-#pragma unroll
-  for (int32_t i = 0; i < kThreadSample; ++i) {
-    judge(own[i], part.Unit(i));
+  if (shared.bound < 0) {
+    return false;
   }
-#pragma unroll 8
-  for (int32_t i = kThreadSample; part.Unit(i) < end; ++i) {
-    judge(scores[part.Unit(i)], part.Unit(i));
+  AddCandidates(own, 0, part, buckets, shared.bound, first_block);
+  for (int32_t first = kThreadSample; part.Unit(first) - thread < end; first += kThreadSample) {
+#pragma unroll
+    for (int32_t i = 0; i < kThreadSample; ++i) {
+      const int32_t unit = part.Unit(first + i);
+      own[i] = unit < end ? scores[unit] : NAN;
+    }
+    AddCandidates(own, first, part, buckets, shared.bound, first_block);
   }
   if (part.blocks > 1) {
     ArriveInCluster();
@@ -233,31 +323,53 @@ __device__ bool KeepByASample(const float* scores, int32_t end, int32_t places, 
   } else {
     __syncthreads();
   }
+
   const int32_t count = shared.count;
   if (count > kMaxCandidates) {
     return false;
   }
-  for (int32_t i = thread; i < count; i += kListThreads) {
-    const uint64_t own = shared.candidates[i];
-    int32_t better = 0;
-#pragma unroll 8
-    for (int32_t j = 0; j < count; ++j) {
-      better += shared.candidates[j] > own ? 1 : 0;
+  const auto bucket_of = [&](uint64_t rank) {
+    return buckets(FromOrderedBits(static_cast<uint32_t>(rank >> 32)));
+  };
+  if (!whole) {  // among the candidates alone it shows how many lie above a bucket
+    for (int32_t i = thread; i < count; i += kListThreads) {
+      atomicAdd(&shared.histogram[bucket_of(shared.candidates[i])], 1);
     }
-    if (better < places) {
-      shared.kept[better] = UnitOf(own);
+    FindBound(places, shared);
+  }
+  const auto keep = [&](uint64_t rank) {
+    const int32_t unit = UnitOf(rank);
+    atomicOr(&shared.kept[unit / 32], 1u << unit % 32);
+  };
+  for (int32_t i = thread; i < count; i += kListThreads) {
+    const uint64_t rank = shared.candidates[i];
+    const int32_t bucket = bucket_of(rank);
+    if (bucket > shared.bound) {
+      keep(rank);
+    } else if (bucket == shared.bound) {
+      const int32_t place = atomicAdd(&shared.tied, 1);
+      if (place < kMaxTies) {
+        shared.ties[place] = rank;
+      }
     }
   }
   __syncthreads();
-  for (int32_t i = thread; i < places; i += kListThreads) {
-    const int32_t own = shared.kept[i];
-    int32_t lower = 0;
-#pragma unroll 8
-    for (int32_t j = 0; j < places; ++j) {
-      lower += shared.kept[j] < own ? 1 : 0;
-    }
-    list[lower] = own;
+  const int32_t tied = shared.tied;
+  if (tied > kMaxTies) {
+    return false;
   }
+  if (thread < tied) {
+    const uint64_t rank = shared.ties[thread];
+    int32_t better = 0;
+    for (int32_t i = 0; i < tied; ++i) {
+      better += shared.ties[i] > rank ? 1 : 0;
+    }
+    if (better < places - shared.above) {
+      keep(rank);
+    }
+  }
+  __syncthreads();
+  ListKept(end, list, shared);
   return true;
 }
 
@@ -422,31 +534,36 @@ __global__ void __launch_bounds__(kListThreads, kListBlocks)
   const int32_t cluster = ClusterBlocks();
   const int32_t index = Quotient(static_cast<int32_t>(blockIdx.x), cluster);
   ListPart part{cluster, static_cast<int32_t>(blockIdx.x) - index * cluster};
-  if (index >= params.batch.counts[kDecodeRows] * params.retrieval.layout.heads) {
-    WaitForEarlierKernels();
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  const SelectionPair pair(params, index);  // room for as many as there are blocks
+  const bool exists = index < params.batch.counts[kDecodeRows] * params.retrieval.layout.heads;
+  const int32_t unit_tokens = params.policy.unit_tokens;
+  const int32_t newest = FirstForcedNewestUnit(pair.tokens, unit_tokens);
+  if (newest - 1 <= kSample) {  // a block's work, and no other block looks at the list's count
+    if (part.block > 0) {
+      WaitForEarlierKernels();
+      return;
+    }
+    part = {1, 0};
+  }
+  // Every thread has judged before the list's count changes; those of other blocks have then met
+  // this one in KeepByASample, or it does not matter how they judge.
+  const bool by_distance = params.policy.reuse_distance > 0.0f;
+  bool due = exists && !by_distance && IsDue(params, pair, index);
+  BeginSampling(newest, shared);
+  WaitForEarlierKernels();
+  if (!exists) {
     return;
   }
-  const auto thread = static_cast<int32_t>(threadIdx.x);
-  const SelectionPair pair(params, index);
-  WaitForEarlierKernels();
   if (!pair.BeyondBudget(params)) {
     if (part.block == 0 && thread == 0) {
       params.lists.counts[pair.list] = -1;
     }
     return;
   }
-  const int32_t unit_tokens = params.policy.unit_tokens;
-  const int32_t newest = FirstForcedNewestUnit(pair.tokens, unit_tokens);
-  if (newest - 1 <= kSample) {  // a block's work, and no other block looks at the list's count
-    if (part.block > 0) {
-      return;
-    }
-    part = {1, 0};
+  if (by_distance) {
+    due = IsDue(params, pair, index);
   }
-  const bool due = IsDue(params, pair, index);
-  // Every thread has judged before the list's count changes; those of other blocks have then met
-  // this one in KeepByASample, or it does not matter how they judge.
-  __syncthreads();
   if (!due) {
     return;
   }
