@@ -27,20 +27,18 @@
 
 namespace lserve::cuda {
 
-// Queries of one row and KV head that are attended together, and what they write.
+// Queries of one row and KV head that are attended together.
 struct DecodeQueries {
-  int32_t row;
-  int32_t q_head;   // the first
+  int32_t head;     // row * q_heads + q_head of the first
   int32_t queries;  // 1 to kDecodeQueries
-  // Records, [segment][query][maximum, sum, how many segments there are, -, output]; maxima are of
-  // scores in powers of two.
-  float* records;
 };
 
+// Their records, [segment][query][maximum, sum, how many segments there are, -, output]; maxima
+// are of scores in powers of two.
 __device__ inline float* Records(const AttendDecodeParams& params, const DecodeShape& shape,
-                                 int32_t row, int32_t q_head) {
-  const int64_t first = (int64_t{row} * params.q_heads + q_head) * shape.max_segments;
-  return static_cast<float*>(params.workspace) + first * shape.record_floats;
+                                 const DecodeQueries& of) {
+  return static_cast<float*>(params.workspace) +
+         int64_t{of.head} * shape.max_segments * shape.record_floats;
 }
 
 // What keys did to four dims of a query: scores up to `highest`, weights relative to it.
@@ -90,11 +88,11 @@ __device__ inline void WriteOutput(const AttendDecodeParams& params, int32_t hea
 }
 
 // The warps' softmaxes become the segment's record, or with `done` the output.
-template <int32_t kDim>
+template <int32_t kDim, int32_t kBits>
 __device__ void MergeWarps(const AttendDecodeParams& params, const DecodeShape& shape,
                            const float* merge, const DecodeQueries& of, int32_t segment,
                            int32_t segments, bool done) {
-  constexpr int32_t kStride = DecodeStages<kDim>::kOutputStride;
+  constexpr int32_t kStride = DecodeStages<kDim, kBits>::kOutputStride;
   const float* outputs = merge + kDecodeWarps * kDecodeQueries * 2;
   const int32_t fours = (kDim <= 128 ? kDim : shape.padded_head_dim) / 4;
   for (auto i = static_cast<int32_t>(threadIdx.x); i < of.queries * fours; i += kDecodeThreads) {
@@ -115,11 +113,11 @@ __device__ void MergeWarps(const AttendDecodeParams& params, const DecodeShape& 
                 *reinterpret_cast<const float4*>(outputs + of_warp * kStride + d));
     }
     if (done) {
-      WriteOutput(params, shape.head_dim, int64_t{of.row} * params.q_heads + of.q_head + query, d,
-                  part);
+      WriteOutput(params, shape.head_dim, of.head + query, d, part);
       continue;
     }
-    float* record = of.records + (segment * of.queries + query) * shape.record_floats;
+    float* record =
+        Records(params, shape, of) + (segment * of.queries + query) * shape.record_floats;
     *reinterpret_cast<float4*>(record + kRecordOutput + d) = part.output;
     if (d == 0) {
       *reinterpret_cast<float4*>(record) =
@@ -143,7 +141,7 @@ __device__ __forceinline__ int32_t DrawTicket(int32_t* tickets) {
 // copies, which pass by the first-level cache, as many segments at once as the rings have room for.
 // Of each such set a warp turns the maxima of its queries into weights; then threads take four dims
 // of a query each, or sets of threads share the segments where these are few.
-template <int32_t kDim>
+template <int32_t kDim, int32_t kBits>
 __device__ void CombineSegments(const AttendDecodeParams& params, const DecodeShape& shape,
                                 const DecodeQueries& of, int32_t segments, std::byte* shared) {
   constexpr int32_t kStateFloats = 2 * kDecodeQueries;
@@ -163,7 +161,7 @@ __device__ void CombineSegments(const AttendDecodeParams& params, const DecodeSh
   float* records = state + kStateFloats;
   const int32_t segment_floats = of.queries * shape.record_floats;
   const int32_t room =
-      (DecodeStages<kDim>::kBytes / static_cast<int32_t>(sizeof(float)) - kStateFloats) /
+      (DecodeStages<kDim, kBits>::kRingBytes / static_cast<int32_t>(sizeof(float)) - kStateFloats) /
       segment_floats;
 
   float highest[kWarpQueries];  // of queries warp, warp + kDecodeWarps, ..
@@ -175,7 +173,7 @@ __device__ void CombineSegments(const AttendDecodeParams& params, const DecodeSh
   float4 output[kColumns] = {};
   for (int32_t first = 0; first < segments; first += room) {
     const int32_t count = min(room, segments - first);
-    const float* from = of.records + int64_t{first} * segment_floats;
+    const float* from = Records(params, shape, of) + int64_t{first} * segment_floats;
     __syncthreads();  // what lay here was read
     for (int32_t i = thread * 4; i < count * segment_floats; i += kDecodeThreads * 4) {
       CopyAsync16(records + i, from + i);
@@ -259,16 +257,16 @@ __device__ void CombineSegments(const AttendDecodeParams& params, const DecodeSh
     for (int32_t other = 1; other < sets; ++other) {
       AddScaled(output[c], 1.0f, of_sets[other * columns + column]);
     }
-    WriteOutput(params, shape.head_dim, int64_t{of.row} * params.q_heads + of.q_head + query,
-                column % fours * 4, {state[query * 2], state[query * 2 + 1], output[c]});
+    WriteOutput(params, shape.head_dim, of.head + query, column % fours * 4,
+                {state[query * 2], state[query * 2 + 1], output[c]});
   }
 }
 
 // tickets: zeros, one for each row, KV head and eight queries; zeros again when the kernel ends.
 template <int32_t kDim, int32_t kBits>
-__global__ void __launch_bounds__(kDecodeThreads)
+__global__ void __launch_bounds__(kDecodeThreads, DecodeStages<kDim, kBits>::kBlocks)
     AttendDecodeKernel(const __grid_constant__ AttendDecodeParams params, int32_t* tickets) {
-  using Stages = DecodeStages<kDim>;
+  using Stages = DecodeStages<kDim, kBits>;
   __shared__ PlanShared plan;
   __shared__ UnitPlace places[kDecodeBatch];
   std::byte* stages = SharedMemory();
@@ -307,12 +305,11 @@ __global__ void __launch_bounds__(kDecodeThreads)
     const int32_t slot = params.batch.row_slot[row];
     const int32_t position = params.batch.row_position[row];
     const bool streams = kv_head >= retrieval_heads;
-    const int32_t q_head = kv_head * params.group + pass * kDecodeQueries;
-    const DecodeQueries of{row, q_head, min(kDecodeQueries, params.group - pass * kDecodeQueries),
-                           Records(params, shape, row, q_head)};
-    DecodeWarp<kDim, kBits> attention(params, shape, streams,
-                                      streams ? kv_head - retrieval_heads : kv_head, position,
-                                      stages + warp * Stages::kWarpBytes);
+    const int32_t first_query = pass * kDecodeQueries;
+    const DecodeQueries of{row * params.q_heads + kv_head * params.group + first_query,
+                           min(kDecodeQueries, params.group - first_query)};
+    DecodeWarp<kDim, kBits> attention(
+        params, shape, streams, streams ? kv_head - retrieval_heads : kv_head, position, stages);
     UnitWalk walk(params, row, kv_head);
     int32_t segment_units = shape.SegmentUnits(walk.size());
     int32_t segments = shape.Segments(walk.size());
@@ -345,11 +342,10 @@ __global__ void __launch_bounds__(kDecodeThreads)
     // Units that follow each other in a page go to one warp where there are enough for all.
     const int32_t turn = segment_units >= kPageUnits * kDecodeWarps ? 2 : 0;  // log2 of the units
 
-    for (int32_t first = begin; first < end; first += kDecodeBatch) {
-      const int32_t count = min(kDecodeBatch, end - first);
+    const auto look_up = [&](int32_t first, int32_t count, UnitWalk::Listed known) {
       __syncthreads();  // the places of the batch before, and what was merged, were read
       if (thread < count) {
-        const int32_t unit = walk.Unit(first + thread, looked);
+        const int32_t unit = walk.Unit(first + thread, known);
         const int32_t page = unit / kPageUnits;
         UnitPlace place{nullptr, unit, 0};
         if (streams) {
@@ -363,13 +359,18 @@ __global__ void __launch_bounds__(kDecodeThreads)
         places[thread] = place;
       }
       __syncthreads();
+    };
+    int32_t first = begin;
+    int32_t count = min(kDecodeBatch, end - first);
+    look_up(first, count, looked);
+    while (true) {
       // The warp's j-th unit of the batch.
       const auto index = [&](int32_t j) {
         return (((j >> turn) * kDecodeWarps + warp) << turn) + (j & ((1 << turn) - 1));
       };
       const auto fetch = [&](int32_t j, int32_t stage) {
         if (index(j) < count) {
-          const UnitPlace& place = places[index(j)];
+          const UnitPlace place = places[index(j)];
           attention.Fetch(place, stage, j == 0 || places[index(j - 1)].page != place.page);
         } else {
           CommitCopies();
@@ -388,9 +389,9 @@ __global__ void __launch_bounds__(kDecodeThreads)
         fetch(fetched, fetched);
       }
       if (first == begin) {
-        const int64_t head = int64_t{row} * params.q_heads + q_head;
-        attention.TakeQueries(static_cast<const uint16_t*>(params.q) + head * shape.head_dim,
-                              of.queries, shape.head_dim);
+        attention.TakeQueries(
+            static_cast<const uint16_t*>(params.q) + int64_t{of.head} * shape.head_dim, of.queries,
+            shape.head_dim);
       }
       int32_t stage = 0;
       for (int32_t j = 0; index(j) < count; ++j) {
@@ -408,6 +409,12 @@ __global__ void __launch_bounds__(kDecodeThreads)
         stage = stage + 1 == Stages::kStages ? 0 : stage + 1;
       }
       WaitCopies<0>();
+      first += kDecodeBatch;
+      if (first >= end) {
+        break;
+      }
+      count = min(kDecodeBatch, end - first);
+      look_up(first, count, {-1, 0});
     }
     if (!unplanned) {
       LetNextKernelStart();
@@ -417,7 +424,7 @@ __global__ void __launch_bounds__(kDecodeThreads)
     attention.Write(warp, merge);
     __syncthreads();
     const bool done = unplanned && segments == 1;
-    MergeWarps<kDim>(params, shape, merge, of, segment, segments, done);
+    MergeWarps<kDim, kBits>(params, shape, merge, of, segment, segments, done);
     if (done || !unplanned) {
       return;
     }
@@ -430,7 +437,7 @@ __global__ void __launch_bounds__(kDecodeThreads)
     if (thread == 0) {
       *ticket = 0;
     }
-    CombineSegments<kDim>(params, shape, of, segments, stages);
+    CombineSegments<kDim, kBits>(params, shape, of, segments, stages);
   };
   ForPlannedItems<kDecodeThreads>(pairs, plan, items_of, attend, unplanned ? shape.MostItems() : 0);
   wait();
@@ -450,36 +457,46 @@ __global__ void __launch_bounds__(kDecodeThreads)
     return;
   }
   const int32_t q_head = kv_head * params.group + pass * kDecodeQueries;
-  const DecodeQueries of{row, q_head, min(kDecodeQueries, params.group - pass * kDecodeQueries),
-                         Records(params, shape, row, q_head)};
-  CombineSegments<kDim>(params, shape, of, static_cast<int32_t>(of.records[2]), SharedMemory());
+  const DecodeQueries of{row * params.q_heads + q_head,
+                         min(kDecodeQueries, params.group - pass * kDecodeQueries)};
+  const auto segments = static_cast<int32_t>(Records(params, shape, of)[2]);
+  CombineSegments<kDim, 0>(params, shape, of, segments, SharedMemory());
 }
 
 // Launches the instance for a padded head size that kDim holds.
 template <int32_t kDim>
 void LaunchAttendDecode(const AttendDecodeParams& params, int32_t* tickets, cudaStream_t stream);
 
-#define LSERVE_INSTANTIATE_ATTEND_DECODE(kDim)                                                   \
-  template <>                                                                                    \
-  void LaunchAttendDecode<kDim>(const AttendDecodeParams& params, int32_t* tickets,              \
-                                cudaStream_t stream) {                                           \
-    const DecodeShape shape(params);                                                             \
-    const int64_t items =                                                                        \
-        int64_t{params.batch.max_decode_rows} * shape.kv_heads * shape.MostItems();              \
-    const bool unplanned = shape.Unplanned(params.batch.max_decode_rows);                        \
-    const KvPageLayout& layout = params.retrieval.layout;                                        \
-    const auto kernel = !layout.boxed() || layout.heads == 0 ? AttendDecodeKernel<kDim, 0>       \
-                        : layout.value_bits() == 8           ? AttendDecodeKernel<kDim, 8>       \
-                                                             : AttendDecodeKernel<kDim, 4>;                \
-    LaunchDependent("attend_decode", kernel,                                                     \
-                    dim3(static_cast<unsigned>(unplanned ? items : PersistentBlocks(items, 2))), \
-                    kDecodeThreads, DecodeStages<kDim>::kBytes, stream, params, tickets);        \
-    if (!unplanned) {                                                                            \
-      LaunchDependent("attend_decode", CombineSegmentsKernel<kDim>,                              \
-                      dim3(static_cast<unsigned>(shape.kv_heads * shape.passes),                 \
-                           static_cast<unsigned>(params.batch.max_decode_rows)),                 \
-                      kDecodeThreads, DecodeStages<kDim>::kBytes, stream, params);               \
-    }                                                                                            \
+template <int32_t kDim, int32_t kBits>
+void LaunchDecodeInstance(const AttendDecodeParams& params, int32_t* tickets, cudaStream_t stream) {
+  using Stages = DecodeStages<kDim, kBits>;
+  const DecodeShape shape(params);
+  const int64_t items = int64_t{params.batch.max_decode_rows} * shape.kv_heads * shape.MostItems();
+  const bool unplanned = shape.Unplanned(params.batch.max_decode_rows);
+  const int64_t blocks = unplanned ? items : PersistentBlocks(items, Stages::kBlocks);
+  LaunchDependent("attend_decode", AttendDecodeKernel<kDim, kBits>,
+                  dim3(static_cast<unsigned>(blocks)), kDecodeThreads, Stages::kBytes, stream,
+                  params, tickets);
+  if (!unplanned) {
+    LaunchDependent("attend_decode", CombineSegmentsKernel<kDim>,
+                    dim3(static_cast<unsigned>(shape.kv_heads * shape.passes),
+                         static_cast<unsigned>(params.batch.max_decode_rows)),
+                    kDecodeThreads, DecodeStages<kDim, 0>::kBytes, stream, params);
+  }
+}
+
+#define LSERVE_INSTANTIATE_ATTEND_DECODE(kDim)                                      \
+  template <>                                                                       \
+  void LaunchAttendDecode<kDim>(const AttendDecodeParams& params, int32_t* tickets, \
+                                cudaStream_t stream) {                              \
+    const KvPageLayout& layout = params.retrieval.layout;                           \
+    if (!layout.boxed() || layout.heads == 0) {                                     \
+      LaunchDecodeInstance<kDim, 0>(params, tickets, stream);                       \
+    } else if (layout.value_bits() == 8) {                                          \
+      LaunchDecodeInstance<kDim, 8>(params, tickets, stream);                       \
+    } else {                                                                        \
+      LaunchDecodeInstance<kDim, 4>(params, tickets, stream);                       \
+    }                                                                               \
   }
 
 }  // namespace lserve::cuda
