@@ -195,7 +195,8 @@ __device__ void NormaliseRow(const LinearArguments& arguments, const __nv_bfloat
     float squares = 0.0f;
     if (first < arguments.depth) {
       scales[part] = *reinterpret_cast<const uint4*>(arguments.norm_weight + first);
-      Unpack8(*reinterpret_cast<const uint4*>(row + first), x[part]);
+      // Past the first-level cache, which may hold what the turn before the wait found.
+      Unpack8(__ldcg(reinterpret_cast<const uint4*>(row + first)), x[part]);
 #pragma unroll
       for (int32_t i = 0; i < 8; ++i) {
         squares += x[part][i] * x[part][i];
@@ -264,10 +265,20 @@ __global__ void __launch_bounds__(kThreads)
     PrefetchToL2(arguments.input);
     PrefetchToL2(arguments.output);
   }
-  if (kNorm && static_cast<int32_t>(threadIdx.x) * kStep < arguments.depth) {
-    PrefetchToL2(arguments.norm_weight + threadIdx.x * kStep);
+  if constexpr (kNorm) {
+    // A turn before the wait brings the code and the weight; what it finds does not matter.
+    __shared__ float squares[2 * kWarps];
+    const int64_t row = arguments.logit_row != nullptr && rows > 0 ? arguments.logit_row[0] : 0;
+#pragma unroll 1
+    for (int32_t turn = 0; turn < 2; ++turn) {
+      if (turn == 1) {
+        WaitForEarlierKernels();
+      }
+      NormaliseRow(arguments, arguments.input + row * arguments.depth, squares, normed);
+    }
+  } else {
+    WaitForEarlierKernels();
   }
-  WaitForEarlierKernels();
 
   const int32_t items = (arguments.packed_rows + Shape::kOutputs - 1) / Shape::kOutputs * row_tiles;
   const int32_t steps = arguments.padded_depth / kStep;
@@ -293,13 +304,6 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   };
-  if constexpr (kNorm) {
-    __shared__ float squares[2 * kWarps];
-    if (rows > 0) {
-      const int64_t row = arguments.logit_row != nullptr ? arguments.logit_row[0] : 0;
-      NormaliseRow(arguments, arguments.input + row * arguments.depth, squares, normed);
-    }
-  }
   int32_t stage = 0;
   for (auto item = static_cast<int32_t>(blockIdx.x); item < items;
        item += static_cast<int32_t>(gridDim.x)) {

@@ -31,11 +31,12 @@ struct HeadPlanes {
   uint16_t* stats;  // null without minima and maxima
 };
 
-// Eight elements from `from` on, of which `count` exist; in one access where `whole`.
+// Eight elements from `from` on, of which `count` exist; in one access where `whole`. Past the
+// first-level cache, which may hold what a decode row found before its wait.
 __device__ void LoadEight(const uint16_t* from, int32_t count, bool whole, float (&x)[8]) {
   if (whole) {
     EightElements eight;
-    eight.packed = *reinterpret_cast<const uint4*>(from);
+    eight.packed = __ldcg(reinterpret_cast<const uint4*>(from));
 #pragma unroll
     for (int32_t i = 0; i < 8; ++i) {
       x[i] = Bf16(eight.bits[i]);
@@ -44,7 +45,7 @@ __device__ void LoadEight(const uint16_t* from, int32_t count, bool whole, float
   }
 #pragma unroll
   for (int32_t i = 0; i < 8; ++i) {
-    x[i] = i < count ? Bf16(from[i]) : 0.0f;
+    x[i] = i < count ? Bf16(__ldcg(from + i)) : 0.0f;
   }
 }
 
@@ -79,30 +80,31 @@ class Appender {
     group_ = params.q_heads / params.kv_heads;
   }
 
-  // Finds the row's pages, which the host has said, before it waits for q, k and v.
+  // Finds the row's pages, which the host has said, before it waits for q, k and v, and goes
+  // through what is to be done once without storing: the code is then at hand.
   __device__ void DecodeRow(int32_t row, int32_t kv_head) const {
     const int32_t slot = params_.batch.row_slot[row];
     const int32_t position = params_.batch.row_position[row];
     const int32_t page = position / kPageTokens;
     const int32_t token = position % kPageTokens;
     const int32_t retrieval_heads = params_.retrieval.layout.heads;
-    if (kv_head >= retrieval_heads) {
-      const HeadPlanes planes(RingPage(params_.streaming, slot, page), params_.streaming.layout,
-                              kv_head - retrieval_heads);
-      PrefetchRow(row, kv_head, token, planes);
-      WaitForEarlierKernels();
-      AppendRows(row, 1, kv_head, token, planes);
-      return;
-    }
+    const bool streams = kv_head >= retrieval_heads;
     const RetrievalLane& lane = params_.retrieval;
-    std::byte* open = OpenPage(lane, slot);
-    const HeadPlanes planes(open, lane.layout.open(), kv_head);
+    std::byte* newest = streams ? RingPage(params_.streaming, slot, page) : OpenPage(lane, slot);
+    const HeadPlanes planes(newest, streams ? params_.streaming.layout : lane.layout.open(),
+                            streams ? kv_head - retrieval_heads : kv_head);
     PrefetchRow(row, kv_head, token, planes);
-    WaitForEarlierKernels();
-    if (token == 0 && page > 0) {
-      ClosePage(lane.layout, kv_head, open, ClosedPage(lane, slot, page - 1), shared_);
+#pragma unroll 1
+    for (int32_t turn = 0; turn < 2; ++turn) {
+      const bool stores = turn == 1;
+      if (stores) {
+        WaitForEarlierKernels();
+        if (!streams && token == 0 && page > 0) {
+          ClosePage(lane.layout, kv_head, newest, ClosedPage(lane, slot, page - 1), shared_);
+        }
+      }
+      AppendRows(row, 1, kv_head, token, planes, stores);
     }
-    AppendRows(row, 1, kv_head, token, planes);
   }
 
   // `index` counts the chunk's pages. The block of the first page does the last one too, if the
@@ -198,17 +200,17 @@ class Appender {
 
   // Rows [row, row + rows), which begin at `token` of one page. Ends with a barrier.
   __device__ void AppendRows(int32_t row, int32_t rows, int32_t kv_head, int32_t token,
-                             const HeadPlanes& planes) const {
+                             const HeadPlanes& planes, bool stores = true) const {
     const int32_t teams = kThreads / team_lanes_;
     const int32_t team = static_cast<int32_t>(threadIdx.x) / team_lanes_;
     const int32_t heads = group_ + 2;  // the group's queries, key, value
     for (int32_t first = 0; first < rows * heads; first += teams) {
       const int32_t item = first + team;
       AppendHead(item < rows * heads, row + item / heads, item % heads, kv_head,
-                 token + item / heads, planes);
+                 token + item / heads, planes, stores);
     }
     __syncthreads();
-    if (planes.stats != nullptr) {
+    if (planes.stats != nullptr && stores) {
       UpdateStats(planes, token, token + rows);
       __syncthreads();
     }
@@ -217,7 +219,7 @@ class Appender {
   // Head `which` (of the group's queries, key, value) of a row. All lanes come here; those of a
   // team that is not active only take part in the exchange.
   __device__ void AppendHead(bool active, int32_t row, int32_t which, int32_t kv_head,
-                             int32_t token, const HeadPlanes& planes) const {
+                             int32_t token, const HeadPlanes& planes, bool stores) const {
     const int32_t dim = params_.head_dim;
     const int32_t half = dim / 2;
     const bool is_query = which < group_;
@@ -264,7 +266,7 @@ class Appender {
 #pragma unroll
       for (int32_t i = 0; i < 8; ++i) {
         if (i < count) {
-          const float2 turn = reinterpret_cast<const float2*>(angles)[i];
+          const float2 turn = __ldcg(reinterpret_cast<const float2*>(angles) + i);
           const float x = low[i];
           const float y = high[i];
           low[i] = x * turn.x - y * turn.y;
@@ -275,6 +277,9 @@ class Appender {
     uint16_t* to =
         is_query ? static_cast<uint16_t*>(params_.q) + (int64_t{row} * params_.q_heads + head) * dim
                  : (is_value ? planes.values : planes.keys);
+    if (!stores) {
+      return;
+    }
     StoreEight(low, to, token, first, count, whole_, !is_query, padded_);
     StoreEight(high, to, token, half + first, count, whole_, !is_query, padded_);
     if (!is_query) {
