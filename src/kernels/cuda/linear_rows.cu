@@ -43,7 +43,7 @@ struct RowsShape {
   }
   // Steps that a warp asks for its input ahead, as the registers of two blocks allow: what the
   // kernel before wrote comes from the second-level cache, which takes longer than a step.
-  static constexpr int32_t kAhead = kTiles == 1 ? 4 : kTiles == 2 ? 2 : 1;
+  static constexpr int32_t kAhead = kTiles == 1 ? 4 : kGroups * kTiles == 2 ? 2 : 1;
   static constexpr int32_t kStageBytes = kGroups * kGroupBytes;
   using Partial = float[kWarps][kGroups][kTiles][4][kWarpThreads];
   static constexpr int32_t Bytes(bool dependent_launch) {
@@ -125,59 +125,80 @@ __device__ __forceinline__ void Fetch(int64_t padded_depth, Walk<Shape>& walk, s
   CommitCopies();
 }
 
-// The warps' sums of an item become its outputs: a thread finishes outputs g and g + 8 of one row
-// in each group; under SiLU, gate and up. Begins with a barrier.
+// What a thread finishes of an item: outputs g and g + 8 of one row in each group; under SiLU, gate
+// and up.
 template <typename Shape, typename Output>
-__device__ void Finish(const LinearArguments& arguments, int32_t item_outputs, int32_t first_row,
-                       int32_t rows, const typename Shape::Partial& partial) {
-  static_assert(Shape::kTiles * 2 * kWarpThreads <= kThreads);
-  const auto thread = static_cast<int32_t>(threadIdx.x);
-  const int32_t lane = thread % kWarpThreads;
-  const int32_t tile = thread / (2 * kWarpThreads);
-  const int32_t i = thread / kWarpThreads % 2;
-  const int32_t row = first_row + tile * kTileRows + lane % 4 * 2 + i;
-  const bool finishes = tile < Shape::kTiles && row < rows;
-  const bool silu = arguments.epilogue == Epilogue::kSiluMul;
-  const auto column_of = [&](int32_t group) {
-    const int32_t first = item_outputs * Shape::kOutputs + group * kGroupOutputs;
-    return (silu ? first / 2 : first) + lane / 4;
-  };
-  float addends[Shape::kGroups][2] = {};
+class Finisher {
+ public:
+  __device__ Finisher(const LinearArguments& arguments, int32_t item_outputs, int32_t first_row,
+                      int32_t rows)
+      : arguments_(arguments),
+        tile_(static_cast<int32_t>(threadIdx.x) / (2 * kWarpThreads)),
+        i_(static_cast<int32_t>(threadIdx.x) / kWarpThreads % 2),
+        row_(first_row + tile_ * kTileRows + Lane() % 4 * 2 + i_),
+        finishes_(tile_ < Shape::kTiles && row_ < rows),
+        silu_(arguments.epilogue == Epilogue::kSiluMul) {
+    static_assert(Shape::kTiles * 2 * kWarpThreads <= kThreads);
 #pragma unroll
-  for (int32_t group = 0; group < Shape::kGroups; ++group) {
-    const int32_t column = column_of(group);
-    if (finishes && !silu) {
-      addends[group][0] =
-          column < arguments.columns ? Addend<Output>(arguments, row, column) : 0.0f;
-      addends[group][1] =
-          column + 8 < arguments.columns ? Addend<Output>(arguments, row, column + 8) : 0.0f;
+    for (int32_t group = 0; group < Shape::kGroups; ++group) {
+      const int32_t first = item_outputs * Shape::kOutputs + group * kGroupOutputs;
+      column_[group] = (silu_ ? first / 2 : first) + Lane() / 4;
     }
   }
-  __syncthreads();
-  if (!finishes) {
-    return;
-  }
+
+  // Asks for what the sums are added to.
+  __device__ void AskForAddends() {
 #pragma unroll
-  for (int32_t group = 0; group < Shape::kGroups; ++group) {
-    float upper = 0.0f;
-    float lower = 0.0f;
+    for (int32_t group = 0; group < Shape::kGroups; ++group) {
 #pragma unroll
-    for (int32_t w = 0; w < kWarps; ++w) {
-      upper += partial[w][group][tile][i][lane];
-      lower += partial[w][group][tile][i + 2][lane];
-    }
-    if (silu) {
-      upper = Silu(upper) * lower;
-    }
-    const int32_t column = column_of(group);
-    if (column < arguments.columns) {
-      StoreOutput<Output>(arguments, row, column, upper + addends[group][0]);
-    }
-    if (!silu && column + 8 < arguments.columns) {
-      StoreOutput<Output>(arguments, row, column + 8, lower + addends[group][1]);
+      for (int32_t half = 0; half < 2; ++half) {
+        const int32_t column = column_[group] + 8 * half;
+        if (finishes_ && !silu_ && column < arguments_.columns) {
+          addends_[group][half] = Addend<Output>(arguments_, row_, column);
+        }
+      }
     }
   }
-}
+
+  // The warps' sums, and the addends, to the outputs. After a barrier.
+  __device__ void Finish(const typename Shape::Partial& partial) const {
+    if (!finishes_) {
+      return;
+    }
+#pragma unroll
+    for (int32_t group = 0; group < Shape::kGroups; ++group) {
+      float upper = 0.0f;
+      float lower = 0.0f;
+#pragma unroll
+      for (int32_t w = 0; w < kWarps; ++w) {
+        upper += partial[w][group][tile_][i_][Lane()];
+        lower += partial[w][group][tile_][i_ + 2][Lane()];
+      }
+      if (silu_) {
+        upper = Silu(upper) * lower;
+      }
+      const int32_t column = column_[group];
+      if (column < arguments_.columns) {
+        StoreOutput<Output>(arguments_, row_, column, upper + addends_[group][0]);
+      }
+      if (!silu_ && column + 8 < arguments_.columns) {
+        StoreOutput<Output>(arguments_, row_, column + 8, lower + addends_[group][1]);
+      }
+    }
+  }
+
+ private:
+  static __device__ int32_t Lane() { return static_cast<int32_t>(threadIdx.x) % kWarpThreads; }
+
+  const LinearArguments& arguments_;
+  int32_t tile_;
+  int32_t i_;  // which of a lane's two rows of a product
+  int32_t row_;
+  bool finishes_;
+  bool silu_;
+  int32_t column_[Shape::kGroups];
+  float addends_[Shape::kGroups][2] = {};
+};
 
 // A row of at most kMostNormed elements, a multiple of 8, normalised to `to` and filled up with
 // zeros to the padded depth. The sums are those of AddRmsNorm's 512 threads (row_ops.cu), two of
@@ -266,7 +287,8 @@ __global__ void __launch_bounds__(kThreads)
     PrefetchToL2(arguments.output);
   }
   if constexpr (kNorm) {
-    // A turn before the wait brings the code and the weight; what it finds does not matter.
+    // The turn before the wait brings code and weight, which the layers between have driven out of
+    // the caches; what it finds does not matter.
     __shared__ float squares[2 * kWarps];
     const int64_t row = arguments.logit_row != nullptr && rows > 0 ? arguments.logit_row[0] : 0;
 #pragma unroll 1
@@ -311,6 +333,8 @@ __global__ void __launch_bounds__(kThreads)
     if (first_row >= rows) {
       continue;
     }
+    Finisher<Shape, Output> finisher(arguments, item / row_tiles, first_row, rows);
+    finisher.AskForAddends();
     if (asked_row != first_row) {
 #pragma unroll
       for (int32_t step = 0; step < Shape::kAhead; ++step) {
@@ -381,7 +405,8 @@ __global__ void __launch_bounds__(kThreads)
         }
       }
     }
-    Finish<Shape, Output>(arguments, item / row_tiles, first_row, rows, partial);
+    __syncthreads();
+    finisher.Finish(partial);
   }
 }
 
