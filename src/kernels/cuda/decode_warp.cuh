@@ -76,8 +76,8 @@ class DecodeWarp {
     scale_[0] = scale_[1] = 1.4426950408889634f / sqrtf(static_cast<float>(shape.head_dim));
   }
 
-  // q: [queries, head_dim]. Before the first unit; fetches may have begun. All threads of the block,
-  // whose warps share the queries of boxed pages.
+  // q: [queries, head_dim]. Before the first unit; fetches may have begun. All threads of the
+  // block, whose warps share the queries of boxed pages.
   __device__ void TakeQueries(const uint16_t* q, int32_t queries, int32_t head_dim) {
     uint32_t taken[kTiles][2];
     const int32_t query = lane_ / 4;
