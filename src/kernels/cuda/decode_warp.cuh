@@ -214,24 +214,7 @@ class DecodeWarp {
 
   // Makes float16 below 1 of the bf16 queries; scale_ makes up for it.
   __device__ void ScaleQueries(uint32_t (&q)[kTiles][2]) {
-    float most = 0.0f;
-    ForTiles([&](int32_t t) {
-#pragma unroll
-      for (int32_t half = 0; half < 2; ++half) {
-        most = fmaxf(most, fmaxf(fabsf(LowBf16(q[t][half])), fabsf(HighBf16(q[t][half]))));
-      }
-    });
-    most = MaxOverLanes<kOverColumns>(most);
-    // most < 2^(exponent - 126)
-    const uint32_t exponent = min(__float_as_uint(most) >> 23, 252u);
-    const float down = __uint_as_float((253u - exponent) << 23);
-    ForTiles([&](int32_t t) {
-#pragma unroll
-      for (int32_t half = 0; half < 2; ++half) {
-        q[t][half] = PackFloat16(LowBf16(q[t][half]) * down, HighBf16(q[t][half]) * down);
-      }
-    });
-    const float up = __uint_as_float((exponent + 1) << 23);
+    const float up = ScaleToFloat16(q, [this](auto visit) { ForTiles(visit); });
 #pragma unroll
     for (int32_t e = 0; e < 2; ++e) {
       scale_[e] *= __shfl_sync(kWholeWarp, up, (lane_ % 4 * 2 + e) * 4);

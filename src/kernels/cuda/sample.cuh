@@ -71,15 +71,6 @@ __device__ inline uint64_t WarpSum(uint64_t x) {
   return x;
 }
 
-__device__ inline uint64_t SumUpToLane(uint64_t x, int32_t lane) {
-#pragma unroll
-  for (int32_t distance = 1; distance < kWarpLanes; distance *= 2) {
-    const uint64_t before = __shfl_up_sync(kWholeWarp, x, distance);
-    x += lane >= distance ? before : 0;
-  }
-  return x;
-}
-
 // ---- The cluster
 
 struct Cluster {

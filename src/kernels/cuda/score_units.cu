@@ -184,24 +184,7 @@ class PageScorer {
   // Makes float16 of the bf16 queries `first` on in q_.
   __device__ void ScaleColumns(int32_t first) {
     first_query_ = first;
-    float most = 0.0f;
-    ForTiles([&](int32_t t) {
-#pragma unroll
-      for (int32_t half = 0; half < 2; ++half) {
-        most = fmaxf(most, fmaxf(fabsf(LowBf16(q_[t][half])), fabsf(HighBf16(q_[t][half]))));
-      }
-    });
-    most = MaxOverLanes<kOverColumns>(most);
-    // most < 2^(exponent - 126)
-    const uint32_t exponent = min(__float_as_uint(most) >> 23, 252u);
-    const float down = __uint_as_float((253u - exponent) << 23);
-    ForTiles([&](int32_t t) {
-#pragma unroll
-      for (int32_t half = 0; half < 2; ++half) {
-        q_[t][half] = PackFloat16(LowBf16(q_[t][half]) * down, HighBf16(q_[t][half]) * down);
-      }
-    });
-    const float up = __uint_as_float((exponent + 1) << 23);
+    const float up = ScaleToFloat16(q_, [this](auto visit) { ForTiles(visit); });
 #pragma unroll
     for (int32_t e = 0; e < 2; ++e) {
       factors_[e] = __shfl_sync(kWholeWarp, up, ColumnQuery(e) * 4);

@@ -124,10 +124,11 @@ __device__ __forceinline__ uint32_t FromHalf2(__half2 pair) {
 }
 
 // The sum over the lanes up to this one.
-__device__ __forceinline__ int32_t SumUpToLane(int32_t x, int32_t lane) {
+template <typename T>
+__device__ __forceinline__ T SumUpToLane(T x, int32_t lane) {
 #pragma unroll
   for (int32_t distance = 1; distance < kWarpLanes; distance *= 2) {
-    const int32_t before = __shfl_up_sync(kWholeWarp, x, distance);
+    const T before = __shfl_up_sync(kWholeWarp, x, distance);
     x += lane >= distance ? before : 0;
   }
   return x;
@@ -158,5 +159,30 @@ __device__ __forceinline__ float SumOverLanes(float x) {
 // Lane 4r + c: over all r, over all c.
 inline constexpr uint32_t kOverRows = 4 | 8 | 16;
 inline constexpr uint32_t kOverColumns = 1 | 2;
+
+// Makes float16 below 1 of bf16 queries that lie as B's columns, query r in lanes 4r to 4r + 3; the
+// power of two that gives the lane's query back. for_tiles(visit) calls visit(t) for the tiles of q
+// that there are.
+template <int32_t kTiles, typename ForTiles>
+__device__ __forceinline__ float ScaleToFloat16(uint32_t (&q)[kTiles][2], ForTiles for_tiles) {
+  float most = 0.0f;
+  for_tiles([&](int32_t t) {
+#pragma unroll
+    for (int32_t half = 0; half < 2; ++half) {
+      most = fmaxf(most, fmaxf(fabsf(LowBf16(q[t][half])), fabsf(HighBf16(q[t][half]))));
+    }
+  });
+  most = MaxOverLanes<kOverColumns>(most);
+  // most < 2^(exponent - 126)
+  const uint32_t exponent = min(__float_as_uint(most) >> 23, 252u);
+  const float down = __uint_as_float((253u - exponent) << 23);
+  for_tiles([&](int32_t t) {
+#pragma unroll
+    for (int32_t half = 0; half < 2; ++half) {
+      q[t][half] = PackFloat16(LowBf16(q[t][half]) * down, HighBf16(q[t][half]) * down);
+    }
+  });
+  return __uint_as_float((exponent + 1) << 23);
+}
 
 }  // namespace lserve::cuda
