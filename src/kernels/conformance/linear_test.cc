@@ -258,6 +258,7 @@ TEST_P(Linears, OfANormMatchRefInAnyRoom) {
   std::vector<LinearCase> cases = LinearCases();
   cases.push_back({48, 4096, Epilogue::kNone, RowSet::kBatch, DType::kBFloat16, false});
   cases.push_back({48, 4104, Epilogue::kSiluMul, RowSet::kLogits, DType::kBFloat16, true});
+  cases.push_back({40, 264, Epilogue::kNone, RowSet::kLogits, DType::kBFloat16, true});
   for (const LinearCase& c : cases) {
     for (const auto& [decode, prefill] : {std::pair{1, 0}, {9, 0}, {3, 17}}) {
       room_for_rows_ = 0;
