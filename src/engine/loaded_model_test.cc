@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "base/file.h"
+#include "base/testing/test_path.h"
 
 namespace lserve {
 namespace {
@@ -37,7 +38,7 @@ class LoadedModelPlan : public ::testing::Test {
   }
 
   Settings settings_;
-  const std::string folder_ = ::testing::TempDir() + "/plan_folder";
+  const std::string folder_ = TestPath("plan_folder");
 };
 
 TEST_F(LoadedModelPlan, AFolderBringsItsWindow) {

@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "base/file.h"
+#include "base/testing/test_path.h"
 
 namespace lserve {
 namespace {
@@ -54,7 +55,7 @@ class CalibrationTest : public ::testing::Test {
   void TearDown() override { PartialResults::Discard(path_); }
 
   const CalibrationOptions options_{.samples = 1, .length = 800, .seed = 5};
-  const std::string path_ = ::testing::TempDir() + "/calibrated.tsv";
+  const std::string path_ = TestPath("calibrated.tsv");
 };
 
 // Layer 5's heads 1 and 2 carry the retrieval; an interruption anywhere changes nothing.

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "base/file.h"
+#include "base/testing/test_path.h"
 
 namespace lserve {
 namespace {
@@ -15,7 +16,7 @@ class PartialResultsTest : public ::testing::Test {
   PartialResultsTest() { PartialResults::Discard(path_); }
   ~PartialResultsTest() override { PartialResults::Discard(path_); }
 
-  const std::string path_ = ::testing::TempDir() + "/partial_results_test.json";
+  const std::string path_ = TestPath("results.json");
   const std::string file_ = path_ + ".rows.partial";
   const OrderedJson header_ = {{"seed", 1}};
 };

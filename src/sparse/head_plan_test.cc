@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "base/file.h"
+#include "base/testing/test_path.h"
 
 namespace lserve {
 namespace {
@@ -51,7 +52,7 @@ TEST(HeadPlan, OrderPutsRetrievalFirstAndKeepsTheirOrder) {
 class HeadGatesFile : public ::testing::Test {
  protected:
   std::string Write(const std::string& text) {
-    const std::string path = ::testing::TempDir() + "/gates.tsv";
+    const std::string path = TestPath("gates.tsv");
     EXPECT_TRUE(WriteFileAtomically(path, text).ok());
     return path;
   }
@@ -91,7 +92,7 @@ class HeadPlanFolder : public ::testing::Test {
     CHECK_OK(WriteFileAtomically(JoinPath(folder_, name), text));
   }
 
-  const std::string folder_ = ::testing::TempDir() + "/published_plan";
+  const std::string folder_ = TestPath("published_plan");
 };
 
 TEST_F(HeadPlanFolder, GivesGatesAndWindow) {

@@ -11,6 +11,7 @@
 
 #include "base/file.h"
 #include "base/random.h"
+#include "base/testing/test_path.h"
 
 namespace lserve {
 namespace {
@@ -169,7 +170,7 @@ TEST(GatesFromRanking, EveryShareStreamsTheFirstHeads) {
     ranking.rises.push_back(k % 3 == 0 ? -0.5 : k < 20 ? 0.0 : 0.01 * k);
   }
   const HeadGates made = GatesFromRanking(ranking, kLayers, kHeads);
-  const std::string path = ::testing::TempDir() + "/ranked.tsv";
+  const std::string path = TestPath("ranked.tsv");
   ASSERT_TRUE(WriteFileAtomically(path, FormatHeadGates(made)).ok());
   const HeadGates gates = ReadHeadGates(path, kLayers, kHeads).value();
   EXPECT_EQ(gates, made);
