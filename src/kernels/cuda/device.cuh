@@ -39,7 +39,10 @@ constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Before its wait a block may read what no kernel writes while a step runs: its parameters, weights
 // (a packed weight is complete when PackLinear returns), the arrays of the batch, page tables and
 // the prompts' lengths, which copies bring; a copy waits for the kernels before it and holds up
-// those behind it, as does a kernel of a library or one launched by Launch().
+// those behind it, as does a kernel of a library or one launched by Launch(). It may read more
+// where its file says why nothing earlier in the step writes that. What an earlier kernel may still
+// write it may touch only to warm caches: nothing may follow from the value, nothing may be stored,
+// and after the wait it is loaded past the first-level cache, which may hold what was found before.
 
 __device__ __forceinline__ void WaitForEarlierKernels() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -200,11 +200,12 @@ class Finisher {
   float addends_[Shape::kGroups][2] = {};
 };
 
+constexpr int32_t kMostNormed = 4096;
+
 // A row of at most kMostNormed elements, a multiple of 8, normalised to `to` and filled up with
 // zeros to the padded depth. The sums are those of AddRmsNorm's 512 threads (row_ops.cu), two of
 // them in each thread here, so that a row's result does not depend on how many there are. Ends with
 // a barrier.
-constexpr int32_t kMostNormed = 4096;
 __device__ void NormaliseRow(const LinearArguments& arguments, const __nv_bfloat16* row,
                              float (&partial)[2 * kWarps], __nv_bfloat16* to) {
   const auto thread = static_cast<int32_t>(threadIdx.x);
