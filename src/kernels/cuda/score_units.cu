@@ -31,9 +31,6 @@ constexpr int32_t kScoreThreads = 128;
 constexpr int32_t kScoreWarps = kScoreThreads / kWarpLanes;
 constexpr int32_t kQueries = 8;      // of a group, in one product
 constexpr int32_t kShortShare = 64;  // steps of a block
-// Pages of a warp on their way to the second-level cache behind those of its ring.
-constexpr int32_t kAhead = 4;
-
 // Blocks of a multiprocessor, as registers allow.
 template <int32_t kDim, PageScore kScore>
 constexpr int32_t kScoreBlocks = kDim > 128                     ? 2
@@ -317,9 +314,6 @@ class PageScorer {
       FetchSketches(ids, i * kSets, pages, i);
     }
     constexpr int32_t kFetched = kStages * kSets;
-    if (lane_ >= kFetched && lane_ < min(kFetched + kAhead, pages)) {
-      PrefetchSketch(ids);
-    }
     int32_t stage = 0;
     for (int32_t i = Rehearses() ? -kSets : 0; i < pages; i += kSets) {
       if (i >= 0) {
@@ -344,22 +338,12 @@ class PageScorer {
         next_ids = id_of(fetched + kWarpLanes + lane_);
       }
       FetchSketches(ids, fetched, pages, stage);
-      if (fetched + kAhead < pages) {
-        const int32_t ahead = (fetched + kAhead) % kWarpLanes;
-        if (lane_ / kSets == ahead / kSets && fetched + kAhead + lane_ % kSets < pages) {
-          PrefetchSketch(ahead < kAhead ? next_ids : ids);
-        }
-      }
       stage = stage + 1 == kStages ? 0 : stage + 1;
     }
   }
 
   const __device__ std::byte* SketchOf(uint32_t page_id) const {
     return sketches_ + static_cast<uint64_t>(page_id) * page_bytes_;
-  }
-
-  __device__ void PrefetchSketch(uint32_t page_id) const {
-    PrefetchBytes(SketchOf(page_id) - lane_ * 16, 20 * padded_);
   }
 
   // Begins the copies of the pages `first` on, of `pages`, and closes their group.
