@@ -126,17 +126,6 @@ __device__ void MergeWarps(const AttendDecodeParams& params, const DecodeShape& 
   }
 }
 
-// How many tickets were drawn before. What the block wrote before its last barrier is seen by the
-// blocks that draw later ones, after their next barrier.
-__device__ __forceinline__ int32_t DrawTicket(int32_t* tickets) {
-  int32_t before;
-  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;\n"
-               : "=r"(before)
-               : "l"(tickets)
-               : "memory");
-  return before;
-}
-
 // Records of all segments to the output, by one block. They come as they lie, by asynchronous
 // copies, which pass by the first-level cache, as many segments at once as the rings have room for.
 // Of each such set a warp turns the maxima of its queries into weights; then threads take four dims
@@ -430,7 +419,7 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeStages<kDim, kBits>::kBl
     }
     __syncthreads();
     int32_t* ticket = tickets + int64_t{pair} * shape.passes + pass;
-    const bool last = thread == 0 && DrawTicket(ticket) == segments - 1;
+    const bool last = thread == 0 && DrawTickets(ticket, 1) == segments - 1;
     if (__syncthreads_or(last ? 1 : 0) == 0) {
       return;
     }

@@ -18,9 +18,11 @@ void AppendOp(Stream& stream, const Params& params) {
   kRun(params, static_cast<CudaStream&>(stream).get());
 }
 
-void AppendAttendDecode(Stream& stream, const AttendDecodeParams& params) {
+// An operation whose blocks draw tickets.
+template <typename Params, void (*kRun)(const Params&, std::span<int32_t>, cudaStream_t)>
+void AppendTicketOp(Stream& stream, const Params& params) {
   auto& cuda_stream = static_cast<CudaStream&>(stream);
-  AttendDecode(params, cuda_stream.tickets(), cuda_stream.get());
+  kRun(params, cuda_stream.tickets(), cuda_stream.get());
 }
 
 template <typename Params>
@@ -43,10 +45,10 @@ constexpr Ops kOps = {
                     RopeAppendVariant},
     .append_streaming = {"append_streaming", NoWorkspace,
                          AppendOp<AppendStreamingParams, AppendStreaming>, Simt},
-    .select_units = {"select_units", SelectUnitsWorkspace, AppendOp<SelectUnitsParams, SelectUnits>,
-                     SelectUnitsVariant},
-    .attend_decode = {"attend_decode", AttendDecodeWorkspace, AppendAttendDecode,
-                      AttendDecodeVariant},
+    .select_units = {"select_units", SelectUnitsWorkspace,
+                     AppendTicketOp<SelectUnitsParams, SelectUnits>, SelectUnitsVariant},
+    .attend_decode = {"attend_decode", AttendDecodeWorkspace,
+                      AppendTicketOp<AttendDecodeParams, AttendDecode>, AttendDecodeVariant},
     .attend_prefill = {"attend_prefill", AttendPrefillWorkspace,
                        AppendOp<AttendPrefillParams, AttendPrefill>, AttendPrefillVariant},
     .sample = {"sample", NoWorkspace, AppendOp<SampleParams, Sample>, Simt},

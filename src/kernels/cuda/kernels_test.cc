@@ -309,7 +309,8 @@ std::vector<int32_t> BestUnits(const std::vector<float>& scores, int32_t tokens,
 }
 
 // Contexts around those that a block's one look at the scores holds, and longer ones. Few pages lie
-// behind many places, so that scores are equal; rows score alike alone and among others.
+// behind many places, so that scores are equal, or one behind all; rows score alike alone and among
+// others, and lists are the same for who does not ask for scores.
 TEST_F(CudaKernelsTest, ListsOfLongContextsAreTheBestOfTheirScores) {
   constexpr KvPageLayout kLayout = {2, 64, 64, KvFormat::kInt4, PageScore::kSketch};
   constexpr int32_t kPool = 251;
@@ -333,17 +334,25 @@ TEST_F(CudaKernelsTest, ListsOfLongContextsAreTheBestOfTheirScores) {
     }
   }
   std::vector<int32_t> table(static_cast<size_t>(kRows * kMaxPages));
-  std::generate(table.begin(), table.end(), [&] { return static_cast<int32_t>(random() % kPool); });
   const Buffer device_pages = Upload(pages);
-  const Buffer device_table = Upload(table);
   const Buffer open = Upload(Values(22, kRows * kLayout.open().page_bytes() / 2));
   const Buffer q = Upload(Values(23, int64_t{kRows} * kLayout.heads * kGroup * kLayout.head_dim));
   const Buffer prompts = Upload(std::vector<int32_t>(kRows, 0));
-  for (const int32_t budget : {512, 8192}) {
+  struct Run {
+    int32_t rows;
+    int32_t interval;
+    bool asks;  // for scores
+  };
+  for (const auto& [budget, used_pages] :
+       {std::pair{512, kPool}, std::pair{1024, 1}, std::pair{8192, kPool}}) {
     const int32_t capacity = budget / 16;
+    for (int32_t& place : table) {
+      place = static_cast<int32_t>(random() % static_cast<uint32_t>(used_pages));
+    }
+    const Buffer device_table = Upload(table);
     std::vector<std::vector<float>> scores(static_cast<size_t>(kRows * kLayout.heads));
-    // All rows, then the first alone.
-    for (const int32_t rows : {kRows, 1}) {
+    for (const auto& [rows, interval, asks] :
+         {Run{kRows, 1, true}, Run{1, 1, true}, Run{kRows, 1, false}, Run{kRows, 1 << 30, false}}) {
       TestBatch batch(*backend_, *stream_, kRows);
       batch.Set(rows, 0);
       std::vector<int32_t> positions = tokens;
@@ -369,8 +378,8 @@ TEST_F(CudaKernelsTest, ListsOfLongContextsAreTheBestOfTheirScores) {
                           open.As<std::byte>()};
       params.lists = {units.As<int32_t>(), counts.As<int32_t>(), kLayout.heads, 0, capacity};
       params.prompt_tokens = prompts.As<int32_t>();
-      params.scores = device_scores.As<float>();
-      params.policy = {budget, 16, 1};
+      params.scores = asks ? device_scores.As<float>() : nullptr;
+      params.policy = {budget, 16, interval};
       params.dtype = DType::kBFloat16;
       params.q_heads = kLayout.heads * kGroup;
       params.group = kGroup;
@@ -382,19 +391,23 @@ TEST_F(CudaKernelsTest, ListsOfLongContextsAreTheBestOfTheirScores) {
       for (int32_t list = 0; list < rows * kLayout.heads; ++list) {
         const auto index = static_cast<size_t>(list);
         const int32_t n = tokens[index / 2];
-        SCOPED_TRACE(testing::Message() << n << " tokens, head " << list % 2 << ", budget "
-                                        << budget << ", rows " << rows);
-        const std::vector<float> got =
-            Download<float>(device_scores, kMaxUnits, int64_t{list} * kMaxUnits);
-        for (int32_t unit = 0; unit < kMaxUnits; ++unit) {
-          ASSERT_EQ(std::isfinite(got[static_cast<size_t>(unit)]), unit * 16 < n) << unit;
+        SCOPED_TRACE(testing::Message()
+                     << n << " tokens, head " << list % 2 << ", budget " << budget << ", rows "
+                     << rows << ", interval " << interval << (asks ? "" : ", without scores"));
+        if (asks) {
+          const std::vector<float> got =
+              Download<float>(device_scores, kMaxUnits, int64_t{list} * kMaxUnits);
+          for (int32_t unit = 0; unit < kMaxUnits; ++unit) {
+            ASSERT_EQ(std::isfinite(got[static_cast<size_t>(unit)]), unit * 16 < n) << unit;
+          }
+          if (rows == 1) {
+            ASSERT_EQ(got, scores[index]);
+          }
+          scores[index] = got;
         }
-        if (rows == 1) {
-          ASSERT_EQ(got, scores[index]);
-        }
-        scores[index] = got;
         ASSERT_EQ(Download<int32_t>(units, capacity, int64_t{list} * capacity),
-                  BestUnits(got, n, params.policy));
+                  BestUnits(scores[index], n, params.policy));
+        ASSERT_EQ(Download<int32_t>(counts, 1, list), std::vector<int32_t>{capacity});
       }
     }
   }

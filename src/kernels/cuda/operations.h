@@ -32,7 +32,9 @@ void Sample(const SampleParams& params, cudaStream_t stream);
 void RopeAppend(const RopeAppendParams& params, cudaStream_t stream);
 const char* RopeAppendVariant(const RopeAppendParams& params);
 
-void SelectUnits(const SelectUnitsParams& params, cudaStream_t stream);
+// tickets: zeros, and zeros again when it has run; of the stream, at least one more than there are
+// rows and retrieval heads.
+void SelectUnits(const SelectUnitsParams& params, std::span<int32_t> tickets, cudaStream_t stream);
 int64_t SelectUnitsWorkspace(const SelectUnitsParams& params);
 const char* SelectUnitsVariant(const SelectUnitsParams& params);
 

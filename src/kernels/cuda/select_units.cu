@@ -12,6 +12,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/select_units.cuh"
+#include "kernels/cuda/unit_lists.cuh"
 #include "kernels/cuda/warp.cuh"
 
 namespace lserve::cuda {
@@ -58,17 +59,6 @@ __global__ void __launch_bounds__(kWarpLanes)
 
 // ---- The list: a block a row and head, or a cluster of blocks of which the first writes it.
 
-// Orders as the floats do; -0 counts as 0.
-__device__ uint32_t OrderedBits(float x) {
-  const uint32_t bits = __float_as_uint(x + 0.0f);
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
-__device__ float FromOrderedBits(uint32_t bits) {
-  return __uint_as_float((bits & 0x80000000u) != 0 ? bits & 0x7FFFFFFFu : ~bits);
-}
-
-constexpr int32_t kDigitBits = 11;
-constexpr int32_t kDigits = 1 << kDigitBits;
 constexpr int32_t kThreadSample = 8;
 constexpr int32_t kSample = kListThreads * kThreadSample;
 constexpr int32_t kMaxCandidates = 2048;
@@ -77,16 +67,14 @@ constexpr int32_t kMaxSampledUnits = 128 * 1024;
 constexpr int32_t kMostListBlocks = 8;  // of a cluster, on every device that has them
 
 struct ListShared {
-  int32_t histogram[kDigits];
+  BitsShared<kListThreads> bits;
+  int32_t histogram[kListThreads];
   uint64_t candidates[kMaxCandidates];   // what RankOf makes of a score and its unit
   uint64_t ties[kMaxTies];               // the same
   uint32_t kept[kMaxSampledUnits / 32];  // a bit a unit
   int32_t warp_sums[kListWarps];
-  int32_t warp_ties[kListWarps];
   uint32_t warp_lowest[kListWarps];
   uint32_t warp_highest[kListWarps];
-  uint32_t prefix;
-  int32_t places;
   int32_t bound;  // a bucket; -1: none yet
   int32_t above;  // how many lie in buckets above the bound
   int32_t count;  // of candidates
@@ -111,14 +99,6 @@ struct Buckets {
   float low;
   float per_width;
 };
-
-// The larger, the earlier kept: higher scores, and of equal ones the lower unit.
-__device__ uint64_t RankOf(float score, int32_t unit) {
-  return uint64_t{OrderedBits(score)} << 32 | ~static_cast<uint32_t>(unit);
-}
-__device__ int32_t UnitOf(uint64_t rank) {
-  return static_cast<int32_t>(~static_cast<uint32_t>(rank));
-}
 
 // A block's part of the scores of units [1, end): kThreadSample of a thread at once, then as many
 // again. The block is one of `blocks` that share them.
@@ -227,7 +207,7 @@ __device__ void AddCandidates(const float (&scores)[kThreadSample], int32_t firs
   for (int32_t i = 0; i < kThreadSample; ++i) {
     const int32_t own = place + __popc(lanes[i] & ((1u << lane) - 1));
     if ((lanes[i] >> lane & 1) != 0 && own < kMaxCandidates) {
-      to->candidates[own] = RankOf(scores[i], part.Unit(first + i));
+      to->candidates[own] = RankOf(OrderedBits(scores[i]), part.Unit(first + i));
     }
     place += __popc(lanes[i]);
   }
@@ -373,152 +353,6 @@ __device__ bool KeepByASample(const float* scores, int32_t end, int32_t places, 
   return true;
 }
 
-// ---- By the bits of the scores
-
-// In the histogram of a digit, from the highest bucket down: the bucket of the `places`-th largest
-// key goes to the digit's place in shared.prefix, the places left in it to shared.places. All
-// threads; begins and ends with a barrier.
-__device__ void FindBucket(ListShared& shared, int32_t shift) {
-  __syncthreads();
-  if (threadIdx.x < kWarpLanes) {  // each lane sums a run of buckets, lane 0 the highest
-    const auto lane = static_cast<int32_t>(threadIdx.x);
-    constexpr int32_t kRun = kDigits / kWarpLanes;
-    const int32_t top = kDigits - 1 - lane * kRun;
-    int32_t sum = 0;
-#pragma unroll 8
-    for (int32_t i = 0; i < kRun; ++i) {
-      sum += shared.histogram[top - i];
-    }
-    const int32_t inclusive = SumUpToLane(sum, lane);
-    const int32_t places = shared.places;
-    const uint32_t reached = __ballot_sync(kWholeWarp, inclusive >= places);
-    if (reached != 0 && lane == __ffs(static_cast<int32_t>(reached)) - 1) {
-      int32_t left = places - (inclusive - sum);
-      int32_t bucket = top;
-      while (shared.histogram[bucket] < left) {
-        left -= shared.histogram[bucket--];
-      }
-      shared.prefix |= static_cast<uint32_t>(bucket) << shift;
-      shared.places = left;
-    }
-  }
-  __syncthreads();
-}
-
-// The `places`-th largest key of candidates [1, end) into shared.prefix, and how many of its equals
-// are kept into shared.places. Digits are those of the distance from the lowest key, so that the
-// first of them already spreads the keys.
-__device__ void FindCutOff(const float* scores, int32_t end, int32_t places, ListShared& shared) {
-  const auto thread = static_cast<int32_t>(threadIdx.x);
-  const int32_t warp = thread / kWarpLanes;
-  uint32_t lowest = ~0u;
-  uint32_t highest = 0;
-#pragma unroll 4
-  for (int32_t unit = 1 + thread; unit < end; unit += kListThreads) {
-    const uint32_t key = OrderedBits(scores[unit]);
-    lowest = min(lowest, key);
-    highest = max(highest, key);
-  }
-#pragma unroll
-  for (int32_t bit = 1; bit < kWarpLanes; bit *= 2) {
-    lowest = min(lowest, __shfl_xor_sync(kWholeWarp, lowest, bit));
-    highest = max(highest, __shfl_xor_sync(kWholeWarp, highest, bit));
-  }
-  if (thread % kWarpLanes == 0) {
-    shared.warp_lowest[warp] = lowest;
-    shared.warp_highest[warp] = highest;
-  }
-  if (thread == 0) {
-    shared.prefix = 0;
-    shared.places = places;
-  }
-  __syncthreads();
-  for (int32_t other = 0; other < kListWarps; ++other) {
-    lowest = min(lowest, shared.warp_lowest[other]);
-    highest = max(highest, shared.warp_highest[other]);
-  }
-
-  int32_t bits = 32 - __clz(static_cast<int32_t>(highest - lowest));
-  for (uint32_t known = 0; bits > 0;) {
-    const int32_t shift = max(0, bits - kDigitBits);
-    const uint32_t prefix = shared.prefix;
-    __syncthreads();
-    for (int32_t i = thread; i < kDigits; i += kListThreads) {
-      shared.histogram[i] = 0;
-    }
-    __syncthreads();
-#pragma unroll 4
-    for (int32_t unit = 1 + thread; unit < end; unit += kListThreads) {
-      const uint32_t distance = OrderedBits(scores[unit]) - lowest;
-      if ((distance & known) == prefix) {
-        atomicAdd(&shared.histogram[(distance & ~known) >> shift], 1);
-      }
-    }
-    FindBucket(shared, shift);
-    known = ~0u << shift;
-    bits = shift;
-  }
-  if (thread == 0) {
-    shared.prefix += lowest;
-  }
-  __syncthreads();
-}
-
-// The `places` first units of [1, end), ascending, to `list`. All threads.
-__device__ void KeepByBits(const float* scores, int32_t end, int32_t places, int32_t* list,
-                           ListShared& shared) {
-  FindCutOff(scores, end, places, shared);
-  const uint32_t cut = shared.prefix;
-  const int32_t ties = shared.places;  // places left for units with that score, lower first
-  // Each warp a run of units; what the runs before keep comes first.
-  const auto thread = static_cast<int32_t>(threadIdx.x);
-  const int32_t warp = thread / kWarpLanes;
-  const int32_t lane = thread % kWarpLanes;
-  const int32_t run = DivideUp(DivideUp(end, kListWarps), kWarpLanes) * kWarpLanes;
-  const int32_t run_begin = min(warp * run, end);
-  const int32_t run_end = min(run_begin + run, end);
-  const auto above_and_tied = [&](int32_t unit, uint32_t& above, uint32_t& tied) {
-    const bool competes = unit >= 1 && unit < run_end;
-    const uint32_t key = competes ? OrderedBits(scores[unit]) : 0u;
-    above = __ballot_sync(kWholeWarp, competes && key > cut);
-    tied = __ballot_sync(kWholeWarp, competes && key == cut);
-  };
-  int32_t warp_above = 0;
-  int32_t warp_tied = 0;
-  for (int32_t first = run_begin; first < run_end; first += kWarpLanes) {
-    uint32_t above = 0;
-    uint32_t tied = 0;
-    above_and_tied(first + lane, above, tied);
-    warp_above += __popc(above);
-    warp_tied += __popc(tied);
-  }
-  if (lane == 0) {
-    shared.warp_sums[warp] = warp_above;
-    shared.warp_ties[warp] = warp_tied;
-  }
-  __syncthreads();
-  int32_t above_before = 0;
-  int32_t tied_before = 0;
-  for (int32_t other = 0; other < warp; ++other) {
-    above_before += shared.warp_sums[other];
-    tied_before += shared.warp_ties[other];
-  }
-  for (int32_t first = run_begin; first < run_end; first += kWarpLanes) {
-    uint32_t above = 0;
-    uint32_t tied = 0;
-    above_and_tied(first + lane, above, tied);
-    const uint32_t below = (1u << lane) - 1;
-    const int32_t tie = tied_before + __popc(tied & below);
-    const bool keep = (above >> lane & 1) != 0 || ((tied >> lane & 1) != 0 && tie < ties);
-    const int32_t place = above_before + __popc(above & below) + min(tie, ties);
-    if (keep) {
-      list[place] = first + lane;
-    }
-    above_before += __popc(above);
-    tied_before += __popc(tied);
-  }
-}
-
 // Registers for two blocks a multiprocessor where kernels overlap and its threads suffice: a block
 // then finds room beside those that still score.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000)
@@ -537,8 +371,7 @@ __global__ void __launch_bounds__(kListThreads, kListBlocks)
   const auto thread = static_cast<int32_t>(threadIdx.x);
   const SelectionPair pair(params, index);  // room for as many as there are blocks
   const bool exists = index < params.batch.counts[kDecodeRows] * params.retrieval.layout.heads;
-  const int32_t unit_tokens = params.policy.unit_tokens;
-  const int32_t newest = FirstForcedNewestUnit(pair.tokens, unit_tokens);
+  const int32_t newest = FirstForcedNewestUnit(pair.tokens, params.policy.unit_tokens);
   if (newest - 1 <= kSample) {  // a block's work, and no other block looks at the list's count
     if (part.block > 0) {
       WaitForEarlierKernels();
@@ -567,9 +400,8 @@ __global__ void __launch_bounds__(kListThreads, kListBlocks)
   if (!due) {
     return;
   }
-  const int32_t kept = params.policy.token_budget / unit_tokens;
-  const int32_t units = DivideUp(pair.tokens, unit_tokens);
-  const int32_t places = kept - 1 - (units - newest);  // units 1 to newest - 1 compete for them
+  const ListParts parts(params.policy, pair.tokens);
+  const int32_t places = parts.places();
   const float* scores = UnitScores(params, index);
   int32_t* list = params.lists.units + pair.list * params.lists.capacity;
   const bool listed = places <= 0 || KeepByASample(scores, newest, places, part, list + 1, shared);
@@ -577,44 +409,27 @@ __global__ void __launch_bounds__(kListThreads, kListBlocks)
     return;
   }
   if (!listed) {
-    KeepByBits(scores, newest, places, list + 1, shared);
+    KeepByBits(scores, newest, places, list + 1, shared.bits);
   }
-  for (int32_t unit = newest + thread; unit < units; unit += kListThreads) {
-    list[1 + places + unit - newest] = unit;
-  }
-  if (thread == 0) {
-    list[0] = 0;
-    params.lists.counts[pair.list] = kept;
-    if (params.lists.made != nullptr) {
-      ++params.lists.made[pair.list];
-    }
-  }
-  if (params.lists.queries != nullptr) {
-    const int32_t elements = params.group * params.retrieval.layout.head_dim;
-    for (int32_t i = thread; i < elements; i += kListThreads) {
-      pair.ListQueries(params)[i] = pair.Queries(params)[i];
-    }
-  }
-  if (params.scores != nullptr) {
-    float* beyond = UnitScores(params, index);
-    for (int32_t unit = units + thread; unit < MaxUnits(params); unit += kListThreads) {
-      beyond[unit] = -INFINITY;
-    }
-  }
+  FinishList<kListThreads>(params, pair, parts, index, true);
 }
 
 }  // namespace
 
-void SelectUnits(const SelectUnitsParams& params, cudaStream_t stream) {
-  const int32_t pairs = params.batch.max_decode_rows * params.retrieval.layout.heads;
+void SelectUnits(const SelectUnitsParams& params, std::span<int32_t> tickets, cudaStream_t stream) {
+  const int64_t pairs = MaxPairs(params);
   if (pairs == 0) {
     return;
   }
+  CHECK_LT(pairs, std::ssize(tickets));
   const dim3 blocks(static_cast<unsigned>(pairs));
   if (params.policy.reuse_distance > 0.0f) {
     LaunchDependent("select_units", JudgeQueriesKernel, blocks, kWarpLanes, 0, stream, params);
   }
-  ScoreUnits(params, stream);
+  ScoreUnits(params, tickets.data(), stream);
+  if (ListsByGroups(params)) {
+    return;
+  }
   // As many blocks share a list's scores as give a thread kThreadSample of them, where clusters
   // are.
   int32_t cluster = 1;
@@ -628,8 +443,7 @@ void SelectUnits(const SelectUnitsParams& params, cudaStream_t stream) {
 }
 
 int64_t SelectUnitsWorkspace(const SelectUnitsParams& params) {
-  const int64_t pairs = int64_t{params.batch.max_decode_rows} * params.retrieval.layout.heads;
-  return (ScoreFloats(params) + pairs) * 4;
+  return (MaximaOffset(params) + MaxPairs(params) * MaxGroups(params)) * 4;
 }
 
 const char* SelectUnitsVariant(const SelectUnitsParams& /*params*/) { return "mma"; }

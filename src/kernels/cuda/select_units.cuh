@@ -4,6 +4,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cmath>
 #include <cstdint>
 
 #include "kernels/cuda/page_layout.cuh"
@@ -15,10 +16,22 @@ __host__ __device__ inline int32_t MaxUnits(const SelectUnitsParams& params) {
   return params.retrieval.max_pages * (kPageTokens / params.policy.unit_tokens);
 }
 
-// Workspace: scores [decode rows, heads, max units] unless the caller takes them; then whether each
-// row and head is due, under a reuse distance.
+__host__ __device__ inline int64_t MaxPairs(const SelectUnitsParams& params) {
+  return int64_t{params.batch.max_decode_rows} * params.retrieval.layout.heads;
+}
+
+// Workspace: scores [decode rows, heads, max units] unless the caller takes them; whether each row
+// and head is due, under a reuse distance; the maxima of groups of units [decode rows, heads, max
+// groups], which stand for the scores until a list's candidates are known.
 __host__ __device__ inline int64_t ScoreFloats(const SelectUnitsParams& params) {
-  return int64_t{params.batch.max_decode_rows} * params.retrieval.layout.heads * MaxUnits(params);
+  return MaxPairs(params) * MaxUnits(params);
+}
+// Groups of a page at least, in fours.
+__host__ __device__ inline int32_t MaxGroups(const SelectUnitsParams& params) {
+  return (params.retrieval.max_pages + 3) / 4 * 4;
+}
+__host__ __device__ inline int64_t MaximaOffset(const SelectUnitsParams& params) {
+  return (ScoreFloats(params) + MaxPairs(params) + 3) / 4 * 4;
 }
 
 // a / b rounded down, for 0 <= a < 2^20 and 0 < b, at most the error of two float operations away
@@ -73,6 +86,11 @@ __device__ inline float* UnitScores(const SelectUnitsParams& params, int32_t pai
   return scores + int64_t{pair} * MaxUnits(params);
 }
 
+__device__ inline float* GroupMaxima(const SelectUnitsParams& params, int32_t pair) {
+  return static_cast<float*>(params.workspace) + MaximaOffset(params) +
+         int64_t{pair} * MaxGroups(params);
+}
+
 __host__ __device__ inline int32_t* DueFlags(const SelectUnitsParams& params) {
   return reinterpret_cast<int32_t*>(static_cast<float*>(params.workspace) + ScoreFloats(params));
 }
@@ -85,7 +103,70 @@ __device__ inline bool IsDue(const SelectUnitsParams& params, const SelectionPai
   return pair.BeyondBudget(params) && pair.InItsTurn(params);
 }
 
-// Appends the kernel that scores the units of the due rows and heads.
-void ScoreUnits(const SelectUnitsParams& params, cudaStream_t stream);
+// A unit has 2^UnitBits tokens.
+__device__ inline int32_t UnitBits(const SelectionPolicy& policy) {
+  return policy.unit_tokens == 64 ? 6 : policy.unit_tokens == 32 ? 5 : 4;
+}
+
+// What a list is made of: unit 0, units that compete by their scores, [1, newest), and the units
+// from `newest` on.
+struct ListParts {
+  __device__ ListParts(const SelectionPolicy& policy, int32_t tokens)
+      : kept(policy.token_budget >> UnitBits(policy)),
+        units((tokens + policy.unit_tokens - 1) >> UnitBits(policy)),
+        newest(max(tokens - kPageTokens, 0) >> UnitBits(policy)) {}  // FirstForcedNewestUnit
+
+  // For competing units, of which there are more.
+  __device__ int32_t places() const { return kept - 1 - (units - newest); }
+
+  int32_t kept;
+  int32_t units;
+  int32_t newest;
+};
+
+// Says that a list has been made, of `kept` units. By one thread.
+__device__ inline void CountList(const SelectUnitsParams& params, const SelectionPair& pair,
+                                 int32_t kept) {
+  params.lists.counts[pair.list] = kept;
+  if (params.lists.made != nullptr) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(params.lists.made + pair.list), 1ull);
+  }
+}
+
+// Of a list whose competing units stand: the rest, and with `counted` that it is made. By a block
+// of kThreads.
+template <int32_t kThreads>
+__device__ void FinishList(const SelectUnitsParams& params, const SelectionPair& pair,
+                           const ListParts& parts, int32_t index, bool counted) {
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  int32_t* list = params.lists.units + pair.list * params.lists.capacity;
+  if (thread <= parts.units - parts.newest) {  // at most 5 are forced besides unit 0
+    list[thread == 0 ? 0 : parts.places() + thread] = thread == 0 ? 0 : parts.newest + thread - 1;
+  }
+  if (thread == 0 && counted) {
+    CountList(params, pair, parts.kept);
+  }
+  if (params.lists.queries != nullptr) {
+    const int32_t elements = params.group * params.retrieval.layout.head_dim;
+#pragma unroll 1
+    for (int32_t i = thread; i < elements; i += kThreads) {
+      pair.ListQueries(params)[i] = pair.Queries(params)[i];
+    }
+  }
+  if (params.scores != nullptr) {
+    float* beyond = UnitScores(params, index);
+#pragma unroll 1
+    for (int32_t unit = parts.units + thread; unit < MaxUnits(params); unit += kThreads) {
+      beyond[unit] = -INFINITY;
+    }
+  }
+}
+
+// Whether the kernel that scores writes the lists, too: few places (group_lists.cuh).
+bool ListsByGroups(const SelectUnitsParams& params);
+
+// Appends the kernel that scores the units of the due rows and heads, and under ListsByGroups
+// writes their lists. tickets: zeros, and zeros again when it has run; one more than MaxPairs.
+void ScoreUnits(const SelectUnitsParams& params, int32_t* tickets, cudaStream_t stream);
 
 }  // namespace lserve::cuda

@@ -29,6 +29,13 @@ __device__ __forceinline__ void CopyAsync16(void* shared, const void* global) {
                : "memory");
 }
 
+// 4 bytes, through the first-level cache.
+__device__ __forceinline__ void CopyAsync4(void* shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;\n" ::"r"(SharedAddress(shared)),
+               "l"(global)
+               : "memory");
+}
+
 // Begins to bring the line of `global`, and the translation of its address, to the second-level
 // cache.
 __device__ __forceinline__ void PrefetchToL2(const void* global) {

@@ -70,6 +70,30 @@ __device__ inline int32_t PlannedPair(const PlanShared& shared, int32_t count, i
   return low;
 }
 
+// Draws `count` tickets; how many were drawn before. What the block wrote before its last barrier
+// is seen by the blocks that draw later ones, after their next barrier.
+__device__ __forceinline__ int32_t DrawTickets(int32_t* tickets, int32_t count) {
+  int32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;\n"
+               : "=r"(before)
+               : "l"(tickets), "r"(count)
+               : "memory");
+  return before;
+}
+
+// Adds to a count; who has seen the sum, and its block after its next barrier, sees what the block
+// wrote before its last one.
+__device__ __forceinline__ void Announce(int32_t* count, int32_t more) {
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;\n" ::"l"(count), "r"(more) : "memory");
+}
+// Waits until the count is `wanted`, which blocks announce that run or will run.
+__device__ __forceinline__ void AwaitCount(const int32_t* count, int32_t wanted) {
+  int32_t seen;
+  do {
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\n" : "=r"(seen) : "l"(count) : "memory");
+  } while (seen != wanted);
+}
+
 // Calls work(pair, item of the pair) for this block's share of the items of `pairs` pairs. Which
 // block does an item depends on the batch; what it does must not. work() begins at a barrier.
 //
