@@ -41,9 +41,10 @@ struct DecodeStages {
   static constexpr int32_t kStageBytes = 2 * kUnitBytes;  // keys, values
   static constexpr int32_t kStages = kDim > 128 || (kDim > 96 && kBlocks > 2) ? 2 : 3;
   static constexpr int32_t kWarpBytes = kStages * kStageBytes;
-  // The same room takes more units of codes: a box, codes of keys and of values, grids. Those in
-  // full follow them; the last stage is free for the first of these while kBesideFull remain.
-  static constexpr int32_t kBoxedBytes = kDim * (4 + 4 * kBits) + kUnitTokens * 4;
+  // The same room takes more units of codes: a box, codes of keys and of values, grids. Units in
+  // full follow those; the last stage is free for the first of them while kBesideFull remain.
+  static constexpr int32_t kBoxedBytes =
+      (kDim * (4 + 4 * kBits) + kUnitTokens * 4 + 127) / 128 * 128;
   static constexpr int32_t kBoxedStages =
       kWarpBytes / kBoxedBytes < 6 ? kWarpBytes / kBoxedBytes : 6;
   static constexpr int32_t kBesideFull = (kWarpBytes - kStageBytes) / kBoxedBytes < kBoxedStages - 1
@@ -427,8 +428,8 @@ class DecodeWarp {
     if (first_token + kUnitTokens - 1 > position_) {
       // Memory behind the newest token may hold anything, and 0 x NaN is NaN.
       const int32_t tokens = position_ + 1 - first_token;
-      for (int32_t i = lane_; i < padded() * 2; i += kWarpLanes) {  // a token's 8 dims
-        if (i % kUnitTokens >= tokens) {
+      if (lane_ % kUnitTokens >= tokens) {
+        for (int32_t i = lane_; i < padded() * 2; i += kWarpLanes) {  // the token's 8 dims
           *reinterpret_cast<uint4*>(values + i * 16) = uint4{0, 0, 0, 0};
         }
       }
@@ -465,6 +466,9 @@ class DecodeWarp {
     float of_weights[4] = {};
     const __half2 half_of = __float2half2_rn(0.5f);
     ForTiles([&](int32_t t) {
+      if (t > 0 && t % 4 == 0) {
+        __syncwarp();  // else all loads come first, and registers run out
+      }
       const uint2 queries = *SharedQuery(t);
       const uint32_t q[2] = {queries.x, queries.y};
       uint32_t lo[2];
