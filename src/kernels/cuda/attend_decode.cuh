@@ -257,7 +257,8 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeStages<kDim, kBits>::kBl
     AttendDecodeKernel(const __grid_constant__ AttendDecodeParams params, int32_t* tickets) {
   using Stages = DecodeStages<kDim, kBits>;
   __shared__ PlanShared plan;
-  __shared__ UnitPlace places[kDecodeBatch];
+  constexpr int32_t kWarpUnits = kDecodeBatch / kDecodeWarps;  // of a batch, at most
+  __shared__ UnitPlace places[kDecodeBatch];                   // [warp][kWarpUnits]
   std::byte* stages = SharedMemory();
   const DecodeShape shape(params);
   const auto thread = static_cast<int32_t>(threadIdx.x);
@@ -331,12 +332,14 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeStages<kDim, kBits>::kBl
     // Units that follow each other in a page go to one warp where there are enough for all.
     const int32_t turn = segment_units >= kPageUnits * kDecodeWarps ? 2 : 0;  // log2 of the units
 
+    // A warp's units of a batch lie behind each other. Gives how many of the batch are of codes:
+    // they come first, as the open page is among the newest 64 tokens, which every list ends with.
     const auto look_up = [&](int32_t first, int32_t count, UnitWalk::Listed known) {
       __syncthreads();  // the places of the batch before, and what was merged, were read
+      UnitPlace place{nullptr, 0, 0};
       if (thread < count) {
-        const int32_t unit = walk.Unit(first + thread, known);
-        const int32_t page = unit / kPageUnits;
-        UnitPlace place{nullptr, unit, 0};
+        place.unit = walk.Unit(first + thread, known);
+        const int32_t page = place.unit / kPageUnits;
         if (streams) {
           place.page = RingPage(params.streaming, slot, page);
         } else if (page == position / kPageTokens) {
@@ -345,57 +348,134 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeStages<kDim, kBits>::kBl
           place.page = ClosedPage(params.retrieval, slot, page);
           place.boxed = kBits > 0 ? 1 : 0;
         }
-        places[thread] = place;
+        const int32_t turns = thread >> turn;
+        places[turns % kDecodeWarps * kWarpUnits + (turns / kDecodeWarps << turn) +
+               (thread & ((1 << turn) - 1))] = place;
       }
-      __syncthreads();
+      return __syncthreads_count(place.boxed);
+    };
+    // How many of a batch's first `units` are the warp's.
+    const auto share = [&](int32_t units) {
+      const int32_t rounds = (units >> turn) / kDecodeWarps;
+      const int32_t rest = units - (rounds * kDecodeWarps << turn) - (warp << turn);
+      return (rounds << turn) + min(max(rest, 0), 1 << turn);
+    };
+    const uint32_t mine = SharedAddress(places + warp * kWarpUnits);
+    const auto place_of = [&](int32_t j) {
+      return *static_cast<const UnitPlace*>(
+          __cvta_shared_to_generic(mine + j * static_cast<uint32_t>(sizeof(UnitPlace))));
     };
     int32_t first = begin;
     int32_t count = min(kDecodeBatch, end - first);
-    look_up(first, count, looked);
+    int32_t codes = look_up(first, count, looked);
     while (true) {
-      // The warp's j-th unit of the batch.
-      const auto index = [&](int32_t j) {
-        return (((j >> turn) * kDecodeWarps + warp) << turn) + (j & ((1 << turn) - 1));
+      const int32_t units = share(count);
+      const int32_t boxed = kBits > 0 ? share(codes) : 0;
+      // Stages are taken from the last to the first; the last unit of codes has the first one.
+      const auto stage_behind = [](int32_t stage, int32_t stages) {
+        return stage == 0 ? stages - 1 : stage - 1;
       };
-      const auto fetch = [&](int32_t j, int32_t stage) {
-        if (index(j) < count) {
-          const UnitPlace place = places[index(j)];
-          attention.Fetch(place, stage, j == 0 || places[index(j - 1)].page != place.page);
+      const auto stage_before = [](int32_t stage, int32_t stages) {
+        return stage == stages - 1 ? 0 : stage + 1;
+      };
+      // A bit for each unit of codes that is not of the page of the one before.
+      uint32_t boxes = 0;
+      if constexpr (kBits > 0) {
+        static_assert(kWarpUnits <= kWarpLanes);
+        const int32_t lane = thread % kWarpLanes;
+        const int32_t before = max(lane - 1, 0);
+        boxes = __ballot_sync(
+            kWholeWarp, lane == 0 || (lane < boxed && place_of(lane).unit / kPageUnits !=
+                                                          place_of(before).unit / kPageUnits));
+      }
+      const auto fetch_boxed = [&](int32_t j, int32_t stage) {
+        attention.FetchBoxed(place_of(j), stage, (boxes >> j & 1) != 0);
+      };
+      const auto fetch_full = [&](int32_t j, int32_t stage) {
+        if (j < units) {
+          attention.FetchFull(place_of(j), stage);
         } else {
           CommitCopies();
         }
       };
-      int32_t fetched = 0;
-      if (!waited) {
-        while (fetched < Stages::kStages && index(fetched) < count &&
-               places[index(fetched)].unit < first_written) {
-          fetch(fetched, fetched);
-          ++fetched;
+      const auto wait_if_written = [&](int32_t j) {
+        if (!waited && j < units && place_of(j).unit >= first_written) {
+          wait();
         }
-        wait();
+      };
+      int32_t stage = Stages::kStages - 1;
+      if (boxed == 0) {
+#pragma unroll 1
+        for (int32_t j = 0; j < Stages::kStages; ++j) {
+          wait_if_written(j);
+          fetch_full(j, Stages::kStages - 1 - j);
+        }
+      } else {
+        stage = (boxed - 1) % Stages::kBoxedStages;
+        int32_t to = stage;
+#pragma unroll 1
+        for (int32_t j = 0; j < Stages::kBoxedStages; ++j) {  // a group each
+          wait_if_written(j);
+          if (j < boxed) {
+            fetch_boxed(j, to);
+            to = stage_behind(to, Stages::kBoxedStages);
+          } else if (j == boxed && boxed <= Stages::kBesideFull) {
+            fetch_full(j, Stages::kStages - 1);
+          } else {
+            CommitCopies();
+          }
+        }
       }
-      for (; fetched < Stages::kStages; ++fetched) {
-        fetch(fetched, fetched);
-      }
+      wait();
       if (first == begin) {
         attention.TakeQueries(
             static_cast<const uint16_t*>(params.q) + int64_t{of.head} * shape.head_dim, of.queries,
             shape.head_dim);
       }
-      int32_t stage = 0;
-      for (int32_t j = 0; index(j) < count; ++j) {
-        if (j == 0) {
+      if constexpr (kBits > 0) {
+        if (boxed > 0) {
+          WaitCopies<Stages::kBoxedStages - 1>();
+          __syncwarp();
+          for (int32_t j = 0;;) {
+            attention.AttendBoxed(stage, (boxes >> j & 1) != 0);
+            if (++j == boxed) {
+              break;
+            }
+            WaitCopies<Stages::kBoxedStages - 2>();
+            __syncwarp();
+            // The stage of the unit before is free: every lane has passed the barrier.
+            const int32_t next = j + Stages::kBoxedStages - 1;
+            if (next < boxed) {
+              fetch_boxed(next, stage);
+            } else if (boxed - j == Stages::kBesideFull) {
+              fetch_full(boxed, Stages::kStages - 1);
+            } else {
+              CommitCopies();
+            }
+            stage = stage_behind(stage, Stages::kBoxedStages);
+          }
+          __syncwarp();
+          for (int32_t j = 1; j < Stages::kStages; ++j) {
+            fetch_full(boxed + j, Stages::kStages - 1 - j);
+          }
+          stage = Stages::kStages - 1;
+        }
+        if (boxed < units) {
+          attention.FinishCodes();
+        }
+      }
+      for (int32_t j = boxed; j < units; ++j) {
+        if (j == boxed) {
           WaitCopies<Stages::kStages - 1>();
         } else {
           WaitCopies<Stages::kStages - 2>();
         }
         __syncwarp();
-        if (j > 0) {
-          // The stage of the unit before is free: every lane has passed the barrier.
-          fetch(j + Stages::kStages - 1, stage == 0 ? Stages::kStages - 1 : stage - 1);
+        if (j > boxed) {
+          fetch_full(j + Stages::kStages - 1, stage_before(stage, Stages::kStages));
         }
-        attention.Attend(places[index(j)], stage);
-        stage = stage + 1 == Stages::kStages ? 0 : stage + 1;
+        attention.AttendFull(place_of(j).unit, stage);
+        stage = stage_behind(stage, Stages::kStages);
       }
       WaitCopies<0>();
       first += kDecodeBatch;
@@ -403,7 +483,7 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeStages<kDim, kBits>::kBl
         break;
       }
       count = min(kDecodeBatch, end - first);
-      look_up(first, count, {-1, 0});
+      codes = look_up(first, count, {-1, 0});
     }
     if (!unplanned) {
       LetNextKernelStart();
