@@ -7,8 +7,9 @@
 // largest devices. So each warp has a ring of asynchronous copies, 12 KB of its own, which runs on
 // from one output to the next. The ring is filled before the wait for the input, and the next
 // kernel is let in then: a multiprocessor has room for the blocks of two, so that the weights of
-// one layer flow while the one before drains and what lies between them runs. With 32 rows the
-// input, which comes from the second-level cache, is read half as often.
+// one layer flow while the one before drains and what lies between them runs. The second-level
+// cache is asked to keep nothing of them. With 32 rows the input, which comes from the second-level
+// cache, is read half as often.
 //
 // A lane multiplies 16 bytes of the packed rows g and g + 8 as they lie: as the order of the depth
 // within a product does not matter, its 8 elements serve as its parts of two products of depth 16;
@@ -78,6 +79,7 @@ class Walk {
   __device__ bool Done() const { return item_ >= items_; }
   // The lane's 16 bytes of row lane / 8 of the step.
   const __device__ __nv_bfloat16* from() const { return from_; }
+  const __device__ OnceReads& reads() const { return reads_; }
 
   __device__ void Advance() {
     from_ += kWarps * kStep;
@@ -97,6 +99,7 @@ class Walk {
     left_ = arguments_.padded_depth - static_cast<int32_t>(threadIdx.x) / kWarpThreads * kStep;
   }
 
+  OnceReads reads_;
   const LinearArguments& arguments_;
   int32_t row_tiles_;
   int32_t active_tiles_;
@@ -115,10 +118,11 @@ __device__ __forceinline__ void Fetch(int64_t padded_depth, Walk<Shape>& walk, s
   if (!walk.Done()) {
     const auto lane = static_cast<int32_t>(threadIdx.x) % kWarpThreads;
     const int32_t row = lane / 8;
-    std::byte* to = stage + row * kRowBytes + (lane % 8 ^ 4 * (row % 2)) * 16;
+    const uint32_t to =
+        walk.reads().Address(stage + row * kRowBytes + (lane % 8 ^ 4 * (row % 2)) * 16);
 #pragma unroll
     for (int32_t i = 0; i < Shape::kOutputs / 4; ++i) {
-      CopyAsync16(to + i * 4 * kRowBytes, walk.from() + i * 4 * padded_depth);
+      walk.reads().Copy16(to + i * 4 * kRowBytes, walk.from() + i * 4 * padded_depth);
     }
     walk.Advance();
   }
