@@ -157,9 +157,9 @@ TEST_P(HeadAblationTest, MatchesTheWrittenOutReferenceWhereBlocksAreExact) {
   const double want =
       NegativeLogLikelihood(std::span(logits).subspan(256 * 97, 97), document.tokens[257]);
   const auto got = Losses(document, Streaming({}), {Streaming({6})});
-  const double tolerance = GetParam().dtype == DType::kFloat32 ? 1e-4 : 2e-2;
+  const double tolerance = GetParam().dtype == DType::kFloat32 ? 1e-4 : 3e-2;
   EXPECT_NEAR(got[1][0], want, tolerance);
-  EXPECT_GT(std::abs(got[0][0] - got[1][0]), 4 * tolerance)
+  EXPECT_GT(std::abs(got[0][0] - got[1][0]), 3 * tolerance)
       << "the head must matter for this to test it";
 }
 
