@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "bench_main.h"
+#include "known_layers.h"
 #include "random_layers.h"
-#include "shapes.h"
 
 namespace lserve::bench {
 namespace {
@@ -81,7 +81,7 @@ class DecodeBench {
           for (const int64_t length : arguments_.lengths) {
             for (const std::string& name : arguments_.selections) {
               ASSIGN_OR_RETURN(const Selection selection, ParseSelection(name));
-              RETURN_IF_ERROR(Row(FindShape(shape), format, batch, length, selection));
+              RETURN_IF_ERROR(Row(FindLayer(shape), format, batch, length, selection));
             }
           }
         }
@@ -91,7 +91,7 @@ class DecodeBench {
   }
 
  private:
-  Status Row(const ModelShape& model, const std::string& format, int32_t batch, int64_t length,
+  Status Row(const LayerSizes& model, const std::string& format, int32_t batch, int64_t length,
              const Selection& selection) {
     const auto streaming = static_cast<int32_t>(
         selection.dense() ? 0 : model.streaming_share * static_cast<float>(model.kv_heads) + 0.5f);
@@ -183,7 +183,7 @@ int Main(int argc, char** argv) {
   CLI::App app("attention of one layer's decode step");
   app.add_option("--shapes", arguments.shapes, "llama-3-8b, llama-2-7b, minitron-4b, needle-7m")
       ->delimiter(',')
-      ->check(CLI::IsMember(ShapeNames()))
+      ->check(CLI::IsMember(LayerNames()))
       ->capture_default_str();
   app.add_option("--lengths", arguments.lengths)
       ->delimiter(',')

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "bench_main.h"
+#include "known_layers.h"
 #include "linear_layers.h"
-#include "shapes.h"
 
 namespace lserve::bench {
 namespace {
@@ -28,7 +28,7 @@ struct Layer {
   Epilogue epilogue;
 };
 
-std::vector<Layer> LayersOf(const ModelShape& model) {
+std::vector<Layer> LayersOf(const LayerSizes& model) {
   const int64_t hidden = model.hidden;
   const int64_t q = int64_t{model.q_heads} * model.head_dim;
   const int64_t kv = int64_t{model.kv_heads} * model.head_dim;
@@ -49,7 +49,7 @@ class LinearBench {
     std::printf("%-12s %-8s %-8s %6s %10s %8s %9s %9s %9s  %s\n", "shape", "layer", "kind", "rows",
                 "us", "GB/s", "of memory", "TFLOP/s", "of bf16", "variant");
     std::vector<std::unique_ptr<LinearLayers>> layer;
-    for (const Layer& linear : LayersOf(FindShape(arguments_.shape))) {
+    for (const Layer& linear : LayersOf(FindLayer(arguments_.shape))) {
       const bool head = linear.name == std::string("lm_head");
       LinearShape shape{.out_features = linear.out_features,
                         .in_features = linear.in_features,
@@ -156,7 +156,7 @@ int Main(int argc, char** argv) {
   Arguments arguments;
   CLI::App app("linear layers of a model's shape");
   app.add_option("--shape", arguments.shape, "llama-3-8b, llama-2-7b, minitron-4b, needle-7m")
-      ->check(CLI::IsMember(ShapeNames()))
+      ->check(CLI::IsMember(LayerNames()))
       ->capture_default_str();
   app.add_option("--decode-rows", arguments.decode_rows)
       ->delimiter(',')

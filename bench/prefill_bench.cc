@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "bench_main.h"
+#include "known_layers.h"
 #include "random_layers.h"
-#include "shapes.h"
 
 namespace lserve::bench {
 namespace {
@@ -58,7 +58,7 @@ class PrefillBench {
       : backend_(backend),
         ceilings_(ceilings),
         arguments_(arguments),
-        model_(FindShape(arguments.shape)),
+        model_(FindLayer(arguments.shape)),
         results_(results) {}
 
   Status Run() {
@@ -189,7 +189,7 @@ class PrefillBench {
   Backend& backend_;
   const Ceilings& ceilings_;
   const Arguments& arguments_;
-  const ModelShape& model_;
+  const LayerSizes& model_;
   Results& results_;
   int64_t first_ = 0;
   double dense_seconds_ = 0;
@@ -200,7 +200,7 @@ int Main(int argc, char** argv) {
   arguments.common.timer.runs = 3;
   CLI::App app("prefill attention of one layer");
   app.add_option("--shape", arguments.shape, "llama-3-8b, llama-2-7b, minitron-4b, needle-7m")
-      ->check(CLI::IsMember(ShapeNames()))
+      ->check(CLI::IsMember(LayerNames()))
       ->capture_default_str();
   app.add_option("--lengths", arguments.lengths)
       ->delimiter(',')

@@ -14,7 +14,7 @@ import torch
 ROTATED_BYTES = 256 << 20
 MAX_REPETITIONS = 512
 
-# name: query heads, KV heads, head size, hidden, intermediate, vocabulary (bench/shapes.h)
+# name: query heads, KV heads, head size, hidden, intermediate, vocabulary (bench/known_layers.h)
 SHAPES = {
     "llama-3-8b": (32, 8, 128, 4096, 14336, 128256),
     "llama-2-7b": (32, 32, 128, 4096, 11008, 32000),

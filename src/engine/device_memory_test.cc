@@ -2,8 +2,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "engine/loaded_model.h"
 #include "engine/memory_report.h"
@@ -51,10 +53,13 @@ class SmallDevice : public Backend {
     host_->Zero(device, bytes, stream);
   }
   std::unique_ptr<Stream> MakeStream() override { return host_->MakeStream(); }
+  int64_t PackedBytes(const LinearWeight& weight, DType activations,
+                      bool fused_silu) const override {
+    return host_->PackedBytes(weight, activations, fused_silu);
+  }
   Result<std::unique_ptr<PackedLinear>> PackLinear(const LinearWeight& weight, DType activations,
-                                                   bool fused_silu) override {
-    *used_ += weight.out_features * weight.in_features * DTypeBytes(activations);  // stays
-    return host_->PackLinear(weight, activations, fused_silu);
+                                                   bool fused_silu, Buffer memory) override {
+    return host_->PackLinear(weight, activations, fused_silu, std::move(memory));
   }
 
  private:
@@ -108,7 +113,16 @@ TEST_F(DeviceMemory, PagesTakeWhatUtilizationLeaves) {
       static_cast<double>(Used(model)), 0.02 * 32 * kMiB);
   EXPECT_EQ(report.tokens, (cache.retrieval_pages + 3) * kPageTokens);
   EXPECT_LE(3 * report.tokens_per_sequence, report.tokens);
-  EXPECT_THAT(report.Lines().back(), HasSubstr(std::to_string(report.tokens) + " tokens"));
+  EXPECT_EQ(report.context_tokens, std::min<int64_t>(4096, (cache.retrieval_pages + 1) * 64));
+  EXPECT_EQ(report.streaming_heads, 0);
+  EXPECT_GT(report.retrieval_heads, 0);
+  const std::vector<std::string> lines = report.Lines();
+  EXPECT_THAT(lines.at(1),
+              HasSubstr(fmt::format("{:.0f} bytes a token in the retrieval lane ({} ",
+                                    report.retrieval_bytes_per_token, report.retrieval_heads)));
+  EXPECT_THAT(lines.at(2),
+              HasSubstr(fmt::format("a context of {} tokens fits", report.context_tokens)));
+  EXPECT_THAT(lines.at(2), HasSubstr(std::to_string(report.tokens) + " tokens in all"));
 }
 
 TEST_F(DeviceMemory, ModesShareIt) {
@@ -145,7 +159,7 @@ TEST_F(DeviceMemory, WeightsThatDoNotFitAreRefusedBeforeTheyAreMade) {
   LoadedModel model = Model(3 * kMiB);
   const Status status = model.LoadWeights(nullptr);
   EXPECT_EQ(status.code(), StatusCode::kResourceExhausted);
-  const int64_t bytes = WeightBytes(model.config, DType::kBFloat16);
+  const int64_t bytes = WeightBytes(model.config, DType::kBFloat16, *model.backend);
   EXPECT_THAT(status.message(),
               HasSubstr(fmt::format("the weights of tiny take {} bytes, {} of", bytes, 3 * kMiB)));
   EXPECT_EQ(Used(model), 0);

@@ -20,7 +20,7 @@ void Engine::Cancel(RequestId id) { loop_->Cancel(id); }
 
 void Engine::Drain(double seconds) { loop_->Drain(seconds); }
 
-bool Engine::healthy() const { return loop_->healthy(); }
+Status Engine::health() const { return loop_->health(); }
 
 int32_t Engine::num_models() const { return loop_->num_models(); }
 

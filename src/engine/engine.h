@@ -57,8 +57,8 @@ class Engine {
   // passed, when the rest is cancelled.
   void Drain(double seconds);
 
-  // False once the device has failed or the thread has stopped: /health tells.
-  bool healthy() const;
+  // OK until the device has failed or the thread has stopped; from then on why. /health tells.
+  Status health() const;
 
   int32_t num_models() const;
   const RunnerLimits& limits(int32_t model) const;

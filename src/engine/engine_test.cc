@@ -437,7 +437,7 @@ TEST(Engine, StormOfSubmitsAndCancels) {
         if (draw(2) == 0)
           fixture.engine->Cancel(ids[static_cast<size_t>(draw(static_cast<uint32_t>(ids.size())))]);
         if (draw(20) == 0) std::this_thread::yield();
-        EXPECT_TRUE(fixture.engine->healthy());
+        EXPECT_TRUE(fixture.engine->health().ok());
         EXPECT_GE(fixture.engine->stats(0).running, 0);
       }
       for (size_t i = 0; i < ids.size(); i += 3) fixture.engine->Cancel(ids[i]);
@@ -469,7 +469,7 @@ TEST(Engine, DrainLetsRunningRequestsEnd) {
   fixture.engine->Drain(60);
   EXPECT_TRUE(recorder.ended());
   EXPECT_EQ(recorder.tokens().size(), 100u);
-  EXPECT_TRUE(fixture.engine->healthy());
+  EXPECT_TRUE(fixture.engine->health().ok());
   const Status late = fixture.engine->Submit(MakeRequest(Prompt(5), 5), nullptr).status();
   EXPECT_EQ(late.code(), StatusCode::kFailedPrecondition);
   EXPECT_THAT(late.message(), HasSubstr("shutting down"));
@@ -517,13 +517,13 @@ TEST(Engine, AFailedStepEndsEverything) {
   ASSERT_TRUE(fixture.engine->Submit(MakeRequest(Prompt(5), 100), first.Sink()).ok());
   failing.gate->AwaitBlocked();
   ASSERT_TRUE(fixture.engine->Submit(MakeRequest(Prompt(5), 100), queued.Sink()).ok());
-  EXPECT_TRUE(fixture.engine->healthy());
+  EXPECT_TRUE(fixture.engine->health().ok());
   failing.gate->Open();
   const OutputEvent last = first.Await();
   EXPECT_EQ(last.finish, FinishReason::kError);
   EXPECT_EQ(last.error.code(), StatusCode::kInternal);
   EXPECT_EQ(queued.Await().finish, FinishReason::kError);
-  EXPECT_FALSE(fixture.engine->healthy());
+  EXPECT_THAT(fixture.engine->health().message(), HasSubstr("stub fails"));
   const Status late = fixture.engine->Submit(MakeRequest(Prompt(5), 5, 1), nullptr).status();
   EXPECT_EQ(late.code(), StatusCode::kFailedPrecondition);
   EXPECT_THAT(late.message(), HasSubstr("stub fails"));

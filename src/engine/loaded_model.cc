@@ -106,7 +106,7 @@ Status LoadedModel::LoadWeights(const std::function<void(double)>& progress) {
   const DType dtype = ActivationsDType();
   RETURN_IF_ERROR(backend->SupportsActivations(dtype));
   const DeviceFacts& facts = backend->facts();
-  const int64_t bytes = WeightBytes(config, dtype);
+  const int64_t bytes = WeightBytes(config, dtype, *backend);
   if (facts.own_memory && bytes > backend->FreeBytes()) {
     return ResourceExhausted("the weights of {} take {} bytes, {} of {} bytes of {} are free", name,
                              bytes, backend->FreeBytes(), facts.memory_bytes, facts.name);
@@ -174,7 +174,8 @@ Result<RunnerOptions> LoadedModel::Options() const {
 int64_t LoadedModel::MemoryLeft() const {
   const auto total = static_cast<double>(backend->facts().memory_bytes);
   const double used = total - static_cast<double>(backend->FreeBytes());
-  const int64_t to_load = weights == nullptr ? WeightBytes(config, ActivationsDType()) : 0;
+  const int64_t to_load =
+      weights == nullptr ? WeightBytes(config, ActivationsDType(), *backend) : 0;
   return static_cast<int64_t>(settings.gpu_memory_utilization * total - used) - to_load;
 }
 

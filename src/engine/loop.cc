@@ -131,9 +131,9 @@ void Engine::Loop::Drain(double seconds) {
   idle_.wait(lock, ended);
 }
 
-bool Engine::Loop::healthy() const {
+Status Engine::Loop::health() const {
   const std::lock_guard lock(mutex_);
-  return running_;
+  return failure_;
 }
 
 const RunnerLimits& Engine::Loop::limits(int32_t model) const {

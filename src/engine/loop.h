@@ -28,7 +28,7 @@ class Engine::Loop {
   Result<RequestId> Submit(Request request, OutputSink sink);
   void Cancel(RequestId id);
   void Drain(double seconds);
-  bool healthy() const;
+  Status health() const;
   int32_t num_models() const { return static_cast<int32_t>(models_.size()); }
   const RunnerLimits& limits(int32_t model) const;
   EngineModelStats stats(int32_t model) const;

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/status.h"
 #include "kernels/ops.h"
@@ -90,11 +92,31 @@ class Backend {
 
   virtual std::unique_ptr<Stream> MakeStream() = 0;
 
-  // Packs a weight for activations of `activations` dtype; `fused_silu` tells that it will run with
-  // Epilogue::kSiluMul. Errors: kInvalidArgument (shape), kResourceExhausted.
+  // What PackLinear takes for a weight of this shape.
+  virtual int64_t PackedBytes(const LinearWeight& weight, DType activations,
+                              bool fused_silu) const = 0;
+
+  // Packs a weight for activations of `activations` dtype into `memory`, PackedBytes of zeros;
+  // `fused_silu` tells that it will run with Epilogue::kSiluMul. Errors: those of Validate;
+  // kUnimplemented (activations).
   virtual Result<std::unique_ptr<PackedLinear>> PackLinear(const LinearWeight& weight,
-                                                           DType activations, bool fused_silu) = 0;
+                                                           DType activations, bool fused_silu,
+                                                           Buffer memory) = 0;
+
+  // The same into memory of its own. Errors: also those of Allocate.
+  Result<std::unique_ptr<PackedLinear>> PackLinear(const LinearWeight& weight, DType activations,
+                                                   bool fused_silu);
 };
+
+// kInvalidArgument, naming the value, if a weight has a shape or dtype that no backend packs.
+Status Validate(const LinearWeight& weight, bool fused_silu);
+
+// Buffers to be made, and their bytes.
+using BufferSizes = std::vector<std::pair<Buffer*, int64_t>>;
+
+// One block of memory for all that is wanted, cut into these buffers; they go in any order. Errors:
+// those of Allocate, for the block.
+Status AllocateTogether(Backend& backend, const BufferSizes& wanted);
 
 struct BackendOptions {
   int32_t threads = 0;  // 0: one a core

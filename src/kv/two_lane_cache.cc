@@ -71,22 +71,24 @@ Result<std::unique_ptr<TwoLaneCache>> TwoLaneCache::Make(Backend& backend, Strea
   const CacheConfig& c = cache->config_;
   cache->slots_.resize(static_cast<size_t>(c.max_slots));
   const int32_t ring = cache->streaming_slot_pages();
-  for (int32_t layer = 0; layer < static_cast<int32_t>(c.retrieval_heads.size()); ++layer) {
-    const int64_t retrieval_bytes = RetrievalLayout(c, layer).page_bytes();
+  BufferSizes wanted = {
+      {&cache->retrieval_table_, int64_t{c.max_slots} * c.max_pages() * 4},
+      {&cache->streaming_table_, int64_t{c.max_slots} * ring * 4},
+      {&cache->fork_pages_, 2 * (1 + ring) * 4},
+      {&cache->retrieval_chunk_, c.RetrievalChunkBytes()},
+  };
+  cache->layers_.resize(c.retrieval_heads.size());
+  for (size_t i = 0; i < cache->layers_.size(); ++i) {
+    const auto layer = static_cast<int32_t>(i);
     const int64_t streaming_bytes = StreamingLayout(c, layer).page_bytes();
-    LayerMemory memory;
-    ASSIGN_OR_RETURN(memory.closed, backend.Allocate(c.retrieval_pages * retrieval_bytes));
-    ASSIGN_OR_RETURN(memory.open,
-                     backend.Allocate(c.max_slots * OpenLayout(c, layer).page_bytes()));
-    ASSIGN_OR_RETURN(memory.streaming, backend.Allocate(c.max_slots * ring * streaming_bytes));
-    ASSIGN_OR_RETURN(memory.chunk, backend.Allocate(c.max_chunk_pages * streaming_bytes));
-    cache->layers_.push_back(std::move(memory));
+    LayerMemory& memory = cache->layers_[i];
+    wanted.insert(wanted.end(),
+                  {{&memory.closed, c.retrieval_pages * RetrievalLayout(c, layer).page_bytes()},
+                   {&memory.open, c.max_slots * OpenLayout(c, layer).page_bytes()},
+                   {&memory.streaming, c.max_slots * ring * streaming_bytes},
+                   {&memory.chunk, c.max_chunk_pages * streaming_bytes}});
   }
-  ASSIGN_OR_RETURN(cache->retrieval_table_,
-                   backend.Allocate(int64_t{c.max_slots} * c.max_pages() * 4));
-  ASSIGN_OR_RETURN(cache->streaming_table_, backend.Allocate(int64_t{c.max_slots} * ring * 4));
-  ASSIGN_OR_RETURN(cache->fork_pages_, backend.Allocate(2 * (1 + ring) * 4));
-  ASSIGN_OR_RETURN(cache->retrieval_chunk_, backend.Allocate(c.RetrievalChunkBytes()));
+  RETURN_IF_ERROR(AllocateTogether(backend, wanted));
 
   // A slot owns its ring for good, so the table never changes.
   std::vector<int32_t> ring_ids(static_cast<size_t>(c.max_slots) * static_cast<size_t>(ring));

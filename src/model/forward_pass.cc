@@ -1,7 +1,5 @@
 #include "model/forward_pass.h"
 
-#include <utility>
-
 namespace lserve {
 namespace {
 
@@ -16,7 +14,7 @@ Status ForwardPass::Allocate(const BatchView& batch) {
   const int64_t rows = int64_t{batch.max_rows} + kRowSlack;
   const int64_t q_width = config.num_q_heads * config.head_dim;
   const int64_t qkv_width = q_width + 2 * config.num_kv_heads * config.head_dim;
-  const std::pair<Buffer*, int64_t> wanted[] = {
+  const BufferSizes wanted = {
       {&residual_, rows * config.hidden_size * bytes},
       {&normed_, rows * config.hidden_size * bytes},
       {&qkv_, rows * qkv_width * bytes},
@@ -26,10 +24,7 @@ Status ForwardPass::Allocate(const BatchView& batch) {
       {&angles_, rows * config.head_dim * 4},
       {&logits_, (int64_t{batch.max_logit_rows} + kRowSlack) * config.vocab_size * 4},
   };
-  for (const auto& [buffer, size] : wanted) {
-    ASSIGN_OR_RETURN(*buffer, backend_.Allocate(size));
-  }
-  return OkStatus();
+  return AllocateTogether(backend_, wanted);
 }
 
 int64_t ForwardPass::bytes() const {

@@ -92,7 +92,7 @@ Status HeadAblation::Allocate() {
       int64_t{options_.max_variants} * QueryBlocks(max_tokens) * config.num_kv_heads;
   const int64_t longest_list = (int64_t{max_tokens} + kPageTokens - 1) / kPageTokens;
   const int64_t residual_bytes = max_tokens * config.hidden_size * DTypeBytes(dtype);
-  const std::pair<Buffer*, int64_t> wanted[] = {
+  const BufferSizes wanted = {
       {&counts_, kBatchCounts * 4},
       {&row_slot_, batch.max_rows * int64_t{4}},
       {&row_position_, batch.max_rows * int64_t{4}},
@@ -105,9 +105,7 @@ Status HeadAblation::Allocate() {
       {&places_, int64_t{2} * options_.max_variants * 4},
       {&trunk_, config.num_layers * residual_bytes},
   };
-  for (const auto& [buffer, size] : wanted) {
-    ASSIGN_OR_RETURN(*buffer, backend_.Allocate(size));
-  }
+  RETURN_IF_ERROR(AllocateTogether(backend_, wanted));
   batch.counts = counts_.As<int32_t>();
   batch.row_slot = row_slot_.As<int32_t>();
   batch.row_position = row_position_.As<int32_t>();

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <utility>
 
 #include "model/llama_runner.h"
 #include "model/log_softmax.h"
@@ -49,7 +50,11 @@ ScoredDocument LongDocument() {
 class HeadAblationTest : public ::testing::TestWithParam<Device> {
  protected:
   void SetUp() override {
-    backend_ = MakeBackend(GetParam().backend, BackendOptions{2}).value();
+    auto backend = MakeBackend(GetParam().backend, BackendOptions{2});
+    if (!backend.ok()) {
+      GTEST_SKIP() << backend.status().message();
+    }
+    backend_ = std::move(backend).value();
     config_ = LoadModelConfig(folder_).value();
     weights_ =
         ModelWeights::Load(folder_, config_, plan_, GetParam().dtype, *backend_, nullptr).value();
@@ -152,9 +157,9 @@ TEST_P(HeadAblationTest, MatchesTheWrittenOutReferenceWhereBlocksAreExact) {
   const double want =
       NegativeLogLikelihood(std::span(logits).subspan(256 * 97, 97), document.tokens[257]);
   const auto got = Losses(document, Streaming({}), {Streaming({6})});
-  const double tolerance = GetParam().dtype == DType::kFloat32 ? 1e-4 : 2e-2;
+  const double tolerance = GetParam().dtype == DType::kFloat32 ? 1e-4 : 3e-2;
   EXPECT_NEAR(got[1][0], want, tolerance);
-  EXPECT_GT(std::abs(got[0][0] - got[1][0]), 4 * tolerance)
+  EXPECT_GT(std::abs(got[0][0] - got[1][0]), 3 * tolerance)
       << "the head must matter for this to test it";
 }
 
@@ -177,8 +182,11 @@ TEST_P(HeadAblationTest, BadInputIsNamed) {
 
 INSTANTIATE_TEST_SUITE_P(Backends, HeadAblationTest,
                          ::testing::Values(Device{"ref", DType::kFloat32},
-                                           Device{"cpu", DType::kBFloat16}),
-                         [](const auto& test) { return test.param.backend; });
+                                           Device{"cpu", DType::kBFloat16},
+                                           Device{"cuda", DType::kBFloat16}),
+                         [](const auto& test) {
+                           return test.param.backend + "_" + DTypeName(test.param.dtype);
+                         });
 
 }  // namespace
 }  // namespace lserve

@@ -142,15 +142,13 @@ Status LlamaRunner::AllocateLists() {
   unit_capacity_ = mode_.policy.token_budget / mode_.policy.unit_tokens;
   const int64_t query_bytes = config.num_q_heads / config.num_kv_heads * config.head_dim *
                               DTypeBytes(weights_->activations);
-  const std::pair<Buffer*, int64_t> wanted[] = {
+  const BufferSizes wanted = {
       {&units_, lists * unit_capacity_ * 4},
       {&unit_counts_, lists * 4},
       {&unit_queries_, mode_.policy.reuse_distance > 0.0f ? lists * query_bytes : 0},
       {&lists_made_, lists * 8},
   };
-  for (const auto& [buffer, size] : wanted) {
-    ASSIGN_OR_RETURN(*buffer, backend_.Allocate(size));
-  }
+  RETURN_IF_ERROR(AllocateTogether(backend_, wanted));
   const std::vector<int32_t> all(static_cast<size_t>(lists), -1);
   backend_.CopyToDevice(unit_counts_.data(), all.data(), lists * 4, *stream_);
   lists_used_ = 0;
@@ -187,7 +185,7 @@ Status LlamaRunner::AllocateMemory(const RunnerOptions& options) {
   limits_.vocab_size = static_cast<int32_t>(config.vocab_size);
 
   const int64_t slots = options.max_num_seqs;
-  const std::pair<Buffer*, int64_t> wanted[] = {
+  const BufferSizes wanted = {
       {&last_token_, slots * 4},
       {&prompt_tokens_, slots * 4},
       {&sampling_, slots * static_cast<int64_t>(sizeof(SlotSampling))},
@@ -197,9 +195,7 @@ Status LlamaRunner::AllocateMemory(const RunnerOptions& options) {
       {&sampled_, (int64_t{batch_.max_logit_rows} + kRowSlack) * 4},
       {&step_device_, StepLayout(batch_).bytes},
   };
-  for (const auto& [buffer, size] : wanted) {
-    ASSIGN_OR_RETURN(*buffer, backend_.Allocate(size));
-  }
+  RETURN_IF_ERROR(AllocateTogether(backend_, wanted));
   slot_penalties_.resize(static_cast<size_t>(slots), false);
   const StepLayout layout(batch_);
   step_host_.resize(static_cast<size_t>(layout.bytes));

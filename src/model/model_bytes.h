@@ -1,15 +1,19 @@
-// What a model's weights take, before they are loaded. A pure function, thread-safe.
+// What a model's weights take, before they are loaded. Pure functions, thread-safe.
 #pragma once
 
 #include <cstdint>
 
 #include "checkpoint/model_config.h"
+#include "kernels/backend.h"
 #include "tensor/dtype.h"
 
 namespace lserve {
 
-// Bytes of ModelWeights of this configuration, without what a backend pads: matrices and vectors of
-// the activations' dtype, a bf16 embedding.
-int64_t WeightBytes(const ModelConfig& config, DType activations);
+// Of the block of ModelWeights that holds all but the embedding: matrices as the backend packs
+// them, vectors of the activations' dtype.
+int64_t PackedWeightBytes(const ModelConfig& config, DType activations, const Backend& backend);
+
+// The same and a bf16 embedding.
+int64_t WeightBytes(const ModelConfig& config, DType activations, const Backend& backend);
 
 }  // namespace lserve

@@ -25,16 +25,14 @@ class RandomAppender {
     const int64_t slack_rows = int64_t{rows} + kRowSlack;
     const int64_t bytes = DTypeBytes(weights_.activations);
     step_.resize(static_cast<size_t>(kBatchCounts + 3 * rows));
-    const std::pair<Buffer*, int64_t> wanted[] = {
+    const BufferSizes wanted = {
         {&step_device_, std::ssize(step_) * 4},
         {&chunk_, static_cast<int64_t>(sizeof(PrefillChunk))},
         {&qkv_, slack_rows * QkvWidth() * bytes},
         {&q_, slack_rows * config.num_q_heads * config.head_dim * bytes},
         {&angles_, slack_rows * config.head_dim * 4},
     };
-    for (const auto& [buffer, size] : wanted) {
-      ASSIGN_OR_RETURN(*buffer, backend_.Allocate(size));
-    }
+    RETURN_IF_ERROR(AllocateTogether(backend_, wanted));
     const int32_t* array = step_device_.As<int32_t>();
     batch_.counts = array;
     batch_.row_slot = array + kBatchCounts;

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <utility>
 
+#include "model/model_bytes.h"
 #include "model/weights.h"
 
 namespace lserve {
@@ -10,8 +11,8 @@ namespace {
 // Makes one matrix after another, each from numbers of its own.
 class Generator {
  public:
-  Generator(uint64_t seed, DType activations, Backend& backend, Stream& stream)
-      : seed_(seed), activations_(activations), backend_(backend), stream_(stream) {}
+  Generator(uint64_t seed, DType activations, Backend& backend, Arena& arena, Stream& stream)
+      : seed_(seed), activations_(activations), backend_(backend), arena_(arena), stream_(stream) {}
 
   // bf16 [rows, columns].
   Result<Buffer> Matrix(int64_t rows, int64_t columns, float deviation) {
@@ -35,12 +36,13 @@ class Generator {
                                                bool fused_silu = false) {
     ASSIGN_OR_RETURN(const Buffer matrix,
                      Matrix(rows, columns, 1.0f / std::sqrt(static_cast<float>(columns))));
-    return backend_.PackLinear(LinearWeight{.data = matrix.data(),
-                                            .dtype = DType::kBFloat16,
-                                            .out_features = rows,
-                                            .in_features = columns,
-                                            .on_device = true},
-                               activations_, fused_silu);
+    const LinearWeight weight{.data = matrix.data(),
+                              .dtype = DType::kBFloat16,
+                              .out_features = rows,
+                              .in_features = columns,
+                              .on_device = true};
+    Buffer memory = arena_.Cut(backend_.PackedBytes(weight, activations_, fused_silu));
+    return backend_.PackLinear(weight, activations_, fused_silu, std::move(memory));
   }
 
   Result<Buffer> Ones(int64_t elements) const {
@@ -53,7 +55,7 @@ class Generator {
 
  private:
   Result<Buffer> Upload(const void* data, int64_t bytes) const {
-    ASSIGN_OR_RETURN(Buffer buffer, backend_.Allocate(bytes));
+    Buffer buffer = arena_.Cut(bytes);
     backend_.CopyToDevice(buffer.data(), data, bytes, stream_);
     RETURN_IF_ERROR(stream_.Synchronize());
     return buffer;
@@ -62,6 +64,7 @@ class Generator {
   const uint64_t seed_;
   const DType activations_;
   Backend& backend_;
+  Arena& arena_;
   Stream& stream_;
   uint64_t matrices_ = 0;
 };
@@ -79,7 +82,9 @@ Result<std::shared_ptr<const ModelWeights>> ModelWeights::Random(const ModelConf
   weights->config = config;
   weights->activations = activations;
   const std::unique_ptr<Stream> stream = backend.MakeStream();
-  Generator generator(seed, activations, backend, *stream);
+  ASSIGN_OR_RETURN(Buffer block, backend.Allocate(PackedWeightBytes(config, activations, backend)));
+  Arena arena(std::move(block));
+  Generator generator(seed, activations, backend, arena, *stream);
   const int64_t hidden = config.hidden_size;
   const int64_t q_width = config.num_q_heads * config.head_dim;
   const int64_t kv_width = config.num_kv_heads * config.head_dim;
@@ -99,7 +104,8 @@ Result<std::shared_ptr<const ModelWeights>> ModelWeights::Random(const ModelConf
   ASSIGN_OR_RETURN(weights->final_norm, generator.Ones(hidden));
   ASSIGN_OR_RETURN(weights->embedding, generator.Matrix(config.vocab_size, hidden, 1.0f));
   ASSIGN_OR_RETURN(weights->lm_head, generator.Linear(config.vocab_size, hidden));
-  RETURN_IF_ERROR(weights->UploadRope(backend, *stream));
+  RETURN_IF_ERROR(weights->UploadRope(arena, backend, *stream));
+  CHECK_EQ(arena.left(), 0);
   if (progress) {
     progress(1.0);
   }

@@ -2,6 +2,9 @@
 // lists, the audit, another policy. A random 4-layer model with retrieval heads in every layer.
 #include <gtest/gtest.h>
 
+#include <string>
+#include <utility>
+
 #include "model/llama_runner.h"
 #include "model/testing/random_model.h"
 
@@ -17,10 +20,15 @@ constexpr int64_t kGenerated = 24;
 
 class SelectionFigures : public ::testing::TestWithParam<const char*> {
  protected:
-  std::unique_ptr<LlamaRunner> MakeRunner(const SelectionPolicy& policy, double audit_rate = 0) {
-    if (backend_ == nullptr) {
-      backend_ = MakeBackend(GetParam(), BackendOptions{2}).value();
+  void SetUp() override {
+    auto backend = MakeBackend(GetParam(), BackendOptions{2});
+    if (!backend.ok()) {
+      GTEST_SKIP() << backend.status().message();
     }
+    backend_ = std::move(backend).value();
+  }
+
+  std::unique_ptr<LlamaRunner> MakeRunner(const SelectionPolicy& policy, double audit_rate = 0) {
     const ModelConfig config = LoadModelConfig(folder_).value();
     const HeadPlan plan = HeadPlan::FromGates(
         ReadHeadGates(folder_ + "/full_attention_heads.tsv", 4, 2).value(), 0.5);
@@ -80,7 +88,8 @@ class SelectionFigures : public ::testing::TestWithParam<const char*> {
   std::unique_ptr<Backend> backend_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Backends, SelectionFigures, ::testing::Values("ref", "cpu"));
+INSTANTIATE_TEST_SUITE_P(Backends, SelectionFigures, ::testing::Values("ref", "cpu", "cuda"),
+                         [](const auto& test) { return std::string(test.param) + "_sketch"; });
 
 TEST_P(SelectionFigures, CountTheListsThatWereMade) {
   EXPECT_EQ(ListsMade(Policy(1)), kGenerated * 4);

@@ -5,6 +5,8 @@
 #include <span>
 #include <utility>
 
+#include "model/model_bytes.h"
+
 namespace lserve {
 namespace {
 
@@ -29,11 +31,12 @@ float ElementToFloat(const std::byte* data, DType dtype, int64_t index) {
 class Loader {
  public:
   Loader(const Checkpoint& checkpoint, const ModelConfig& config, DType activations,
-         Backend& backend, Stream& stream)
+         Backend& backend, Arena& arena, Stream& stream)
       : checkpoint_(checkpoint),
         config_(config),
         activations_(activations),
         backend_(backend),
+        arena_(arena),
         stream_(stream) {}
 
   // A vector in the activations' dtype; its blocks of `block` elements in the order given.
@@ -50,8 +53,8 @@ class Loader {
         }
       }
     }
-    ASSIGN_OR_RETURN(Buffer buffer, backend_.Allocate(static_cast<int64_t>(host.size())));
-    backend_.CopyToDevice(buffer.data(), host.data(), static_cast<int64_t>(host.size()), stream_);
+    Buffer buffer = arena_.Cut(std::ssize(host));
+    backend_.CopyToDevice(buffer.data(), host.data(), buffer.bytes(), stream_);
     RETURN_IF_ERROR(stream_.Synchronize());
     return buffer;
   }
@@ -72,9 +75,7 @@ class Loader {
       const Rows& whole = parts[0];
       const int64_t shape[] = {whole.block_rows, columns};
       ASSIGN_OR_RETURN(const TensorInfo* tensor, checkpoint_.Get(whole.name, shape));
-      return backend_.PackLinear(
-          LinearWeight{tensor->bytes.data(), tensor->dtype, whole.block_rows, columns},
-          activations_, fused_silu);
+      return Pack({tensor->bytes.data(), tensor->dtype, whole.block_rows, columns}, fused_silu);
     }
     DType dtype = DType::kFloat32;
     int64_t rows = 0;
@@ -97,8 +98,7 @@ class Loader {
         host.insert(host.end(), block.begin(), block.end());
       }
     }
-    return backend_.PackLinear(LinearWeight{host.data(), dtype, rows, columns}, activations_,
-                               fused_silu);
+    return Pack({host.data(), dtype, rows, columns}, fused_silu);
   }
 
   // One matrix whose columns come in permuted blocks.
@@ -119,8 +119,7 @@ class Loader {
         out += block_bytes;
       }
     }
-    return backend_.PackLinear(LinearWeight{host.data(), tensor->dtype, rows, columns},
-                               activations_, false);
+    return Pack({host.data(), tensor->dtype, rows, columns}, false);
   }
 
   // The layer's head order drives the permutation of q, k and v rows and of o's columns.
@@ -165,6 +164,11 @@ class Loader {
   }
 
  private:
+  Result<std::unique_ptr<PackedLinear>> Pack(const LinearWeight& weight, bool fused_silu) {
+    Buffer memory = arena_.Cut(backend_.PackedBytes(weight, activations_, fused_silu));
+    return backend_.PackLinear(weight, activations_, fused_silu, std::move(memory));
+  }
+
   void Append(float value, Bytes* out) const {
     const auto append = [&](const auto& element) {
       const auto* bytes = reinterpret_cast<const std::byte*>(&element);
@@ -181,6 +185,7 @@ class Loader {
   const ModelConfig& config_;
   const DType activations_;
   Backend& backend_;
+  Arena& arena_;
   Stream& stream_;
 };
 
@@ -199,7 +204,9 @@ Result<std::shared_ptr<const ModelWeights>> ModelWeights::Load(const std::string
   ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::Open(model_dir));
   weights->checkpoint_ = std::make_unique<Checkpoint>(std::move(checkpoint));
   const std::unique_ptr<Stream> stream = backend.MakeStream();
-  Loader loader(*weights->checkpoint_, config, activations, backend, *stream);
+  ASSIGN_OR_RETURN(Buffer block, backend.Allocate(PackedWeightBytes(config, activations, backend)));
+  Arena arena(std::move(block));
+  Loader loader(*weights->checkpoint_, config, activations, backend, arena, *stream);
 
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     ASSIGN_OR_RETURN(LayerWeights packed,
@@ -222,18 +229,19 @@ Result<std::shared_ptr<const ModelWeights>> ModelWeights::Load(const std::string
   ASSIGN_OR_RETURN(weights->lm_head,
                    loader.StackRows({{head, {0}, config.vocab_size}}, config.hidden_size, false));
 
-  RETURN_IF_ERROR(weights->UploadRope(backend, *stream));
+  RETURN_IF_ERROR(weights->UploadRope(arena, backend, *stream));
+  CHECK_EQ(arena.left(), 0);
   if (progress) {
     progress(1.0);
   }
   return std::shared_ptr<const ModelWeights>(std::move(weights));
 }
 
-Status ModelWeights::UploadRope(Backend& backend, Stream& stream) {
+Status ModelWeights::UploadRope(Arena& arena, Backend& backend, Stream& stream) {
   const RopeTable rope = ComputeRope(config.rope, config.head_dim);
-  const auto bytes = static_cast<int64_t>(rope.inverse_frequencies.size() * sizeof(float));
-  ASSIGN_OR_RETURN(inverse_frequencies, backend.Allocate(bytes));
-  backend.CopyToDevice(inverse_frequencies.data(), rope.inverse_frequencies.data(), bytes, stream);
+  inverse_frequencies = arena.Cut(std::ssize(rope.inverse_frequencies) * int64_t{sizeof(float)});
+  backend.CopyToDevice(inverse_frequencies.data(), rope.inverse_frequencies.data(),
+                       inverse_frequencies.bytes(), stream);
   rope_scale = rope.attention_factor;
   return stream.Synchronize();
 }

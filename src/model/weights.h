@@ -1,6 +1,7 @@
 // ModelWeights: a checkpoint's tensors, packed for one backend, with each layer's heads permuted to
-// retrieval-first; or random ones of a model's shape. Immutable once made; shared by the runners of
-// all attention modes.
+// retrieval-first; or random ones of a model's shape. They lie in one block of memory, whose size
+// is known beforehand (model_bytes.h), the embedding in another. Immutable once made; shared by the
+// runners of all attention modes.
 #pragma once
 
 #include <functional>
@@ -13,6 +14,7 @@
 #include "checkpoint/safetensors.h"
 #include "kernels/backend.h"
 #include "sparse/head_plan.h"
+#include "tensor/arena.h"
 
 namespace lserve {
 
@@ -59,7 +61,7 @@ struct ModelWeights {
   std::unique_ptr<PackedLinear> lm_head;  // [vocab_size, hidden]
 
  private:
-  Status UploadRope(Backend& backend, Stream& stream);
+  Status UploadRope(Arena& arena, Backend& backend, Stream& stream);
 
   std::unique_ptr<Checkpoint> checkpoint_;  // the embedding may be a view of its mapped file
 };

@@ -129,6 +129,11 @@ ApiError Unavailable(std::string_view code, std::string message) {
   return error;
 }
 
+ApiError Failed(const Status& why) {
+  return Unavailable(
+      "failed", fmt::format("The server has failed and must be restarted: {}.", why.message()));
+}
+
 ApiError ServerError(std::string message) {
   ApiError error = BadRequest("", std::move(message));
   error.http_status = 500;

@@ -39,6 +39,7 @@ ApiError BodyTooLarge(int64_t limit_bytes);                                 // 4
 ApiError HeaderTooLarge(int64_t limit_bytes);                               // 431
 ApiError QueueFull(std::string message);                                    // 429, Retry-After
 ApiError Unavailable(std::string_view code, std::string message);           // 503, Retry-After
+ApiError Failed(const Status& why);                                         // 503
 ApiError ServerError(std::string message);                                  // 500
 
 // What Engine::Submit answered, as an error for the client. param: the prompt's field.

@@ -261,8 +261,8 @@ void Generation::Prepare(Job& job) {
       [mailbox = job.mailbox](const OutputEvent& event) { mailbox->Push(event); });
   if (id.ok()) {
     job.id = *id;
-  } else if (!serving.engine->healthy()) {
-    job.error = Unavailable("failed", "The server has failed and must be restarted.");
+  } else if (const Status health = serving.engine->health(); !health.ok()) {
+    job.error = Failed(health);
   } else {
     job.error = FromSubmitStatus(id.status(), param);
   }
@@ -333,6 +333,7 @@ void Generation::Account(const News& news) {
   }
   if (event.finish != FinishReason::kNone) {
     facts_.reason = event.finish;
+    failure_ = event.error;
     facts_.e2e_seconds = news.time - arrived_;
   }
 }
@@ -345,7 +346,7 @@ ApiError Generation::EndError() const {
   if (facts_.reason == FinishReason::kCancelled) {
     return Unavailable("shutting_down", "The server is shutting down.");
   }
-  return ServerError("The model failed while it answered.");
+  return Failed(failure_);
 }
 
 asio::awaitable<void> Generation::AnswerWhole() {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "base/status.h"
 #include "server/http.h"
 #include "server/openai_response.h"
 #include "server/service.h"
@@ -55,6 +56,7 @@ class Generation {
   bool role_sent_ = false;
   double last_token_ = 0;
   FinishedRequest facts_;
+  Status failure_;  // what ended it, under kError
   bool overflowed_ = false;
 };
 

@@ -177,7 +177,7 @@ Status Server::Attach(Serving serving) { return impl_->service().Attach(std::mov
 
 void Server::Fail(const Status& reason) {
   spdlog::error("the model cannot be served: {}", reason.message());
-  impl_->service().Fail();
+  impl_->service().Fail(reason);
 }
 
 uint16_t Server::port() const { return impl_->port(); }

@@ -155,9 +155,10 @@ Status Service::Attach(Serving serving) {
   return OkStatus();
 }
 
-void Service::Fail() {
+void Service::Fail(const Status& why) {
   const std::lock_guard lock(mutex_);
   state_ = State::kFailed;
+  failure_ = why;
 }
 
 void Service::BeginDrain() {
@@ -174,10 +175,15 @@ std::shared_ptr<const AttachedModels> Service::attached() const {
 
 Service::State Service::state() const {
   const std::lock_guard lock(mutex_);
-  if (state_ == State::kReady && !attached_->serving.engine->healthy()) {
+  if (state_ == State::kReady && !attached_->serving.engine->health().ok()) {
     return State::kFailed;
   }
   return state_;
+}
+
+Status Service::failure() const {
+  const std::lock_guard lock(mutex_);
+  return failure_.ok() && attached_ != nullptr ? attached_->serving.engine->health() : failure_;
 }
 
 asio::any_io_executor Service::WorkerFor(size_t body_bytes) {
@@ -221,8 +227,7 @@ std::optional<HttpResponse> Service::Precheck(const HttpHead& head) {
           return ErrorReply(Unavailable("shutting_down", "The server is shutting down."));
         }
         break;
-      case State::kFailed:
-        return ErrorReply(Unavailable("failed", "The server has failed and must be restarted."));
+      case State::kFailed: return ErrorReply(Failed(failure()));
     }
     if (attached() == nullptr) {  // draining before anything was loaded
       return ErrorReply(Unavailable("shutting_down", "The server is shutting down."));
@@ -261,7 +266,8 @@ HttpResponse Service::Health() const {
     case State::kDraining: return JsonReply(R"({"status":"draining"})", 503);
     case State::kFailed: break;
   }
-  return JsonReply(R"({"status":"error"})", 503);
+  const OrderedJson body = {{"status", "error"}, {"error", failure().message()}};
+  return JsonReply(DumpJsonLine(body), 503);
 }
 
 HttpResponse Service::Models(std::string_view path) const {

@@ -49,7 +49,7 @@ class Service : public HttpHandler {
   ~Service() override;
 
   Status Attach(Serving serving);
-  void Fail();
+  void Fail(const Status& why);
   void BeginDrain();
   // Ends the worker threads; what waits for them is dropped. Nothing may be handled any more.
   void StopThreads();
@@ -72,6 +72,8 @@ class Service : public HttpHandler {
   enum class State { kLoading, kReady, kDraining, kFailed };
 
   State state() const;
+  // Under State::kFailed, why.
+  Status failure() const;
   // The threads that parse and tokenise bodies of this size.
   boost::asio::any_io_executor WorkerFor(size_t body_bytes);
   HttpResponse Get(std::string_view path) const;
@@ -87,6 +89,7 @@ class Service : public HttpHandler {
 
   mutable std::mutex mutex_;
   State state_ = State::kLoading;
+  Status failure_;  // of loading
   std::shared_ptr<const AttachedModels> attached_;
 
   std::atomic<int32_t> active_{0};

@@ -192,7 +192,7 @@ TEST(Stream, FailureInTheMiddleIsAnErrorObject) {
   EXPECT_EQ(reply.status, 200);
   const std::vector<Json> objects = StreamObjects(reply.body);
   ASSERT_GE(objects.size(), 2u);
-  EXPECT_EQ(objects.back()["error"]["type"], "server_error");
+  EXPECT_EQ(objects.back()["error"]["code"], "failed");
   EXPECT_FALSE(objects.back().contains("choices"));
   EXPECT_THAT(reply.body, Not(HasSubstr("[DONE]")));
   EXPECT_TRUE(client.AtEnd());

@@ -64,7 +64,8 @@ function showCurl() {
 async function load() {
   try {
     const health = await (await fetch("/health")).json();
-    $("status").textContent = "Status: " + health.status;
+    $("status").textContent = "Status: " + health.status +
+        (health.error ? ": " + health.error : "");
     if (health.status !== "ok") { setTimeout(load, 2000); return; }
     const reply = await fetch("/v1/models", {headers: headers()});
     if (reply.status === 401) {

@@ -104,11 +104,17 @@ class CpuBackend : public Backend {
     return std::make_unique<CpuStream>(facts_.threads);
   }
 
+  int64_t PackedBytes(const LinearWeight& weight, DType /*activations*/,
+                      bool fused_silu) const override {
+    return CpuLinear::PackedBytes(weight, fused_silu);
+  }
+
   Result<std::unique_ptr<PackedLinear>> PackLinear(const LinearWeight& weight, DType activations,
-                                                   bool fused_silu) override {
+                                                   bool fused_silu, Buffer memory) override {
+    RETURN_IF_ERROR(Validate(weight, fused_silu));
     RETURN_IF_ERROR(SupportsActivations(activations));
-    ASSIGN_OR_RETURN(std::unique_ptr<CpuLinear> linear, CpuLinear::Make(weight, fused_silu));
-    return std::unique_ptr<PackedLinear>(std::move(linear));
+    return std::unique_ptr<PackedLinear>(
+        std::make_unique<CpuLinear>(weight, fused_silu, std::move(memory)));
   }
 
  private:

@@ -11,6 +11,7 @@
 #include <new>
 #include <random>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -283,6 +284,11 @@ TEST(PageLayout, EveryElementHasItsOwnPlace) {
 
 // ---- Linear layers
 
+std::unique_ptr<CpuLinear> Packed(const LinearWeight& weight, bool fused_silu) {
+  Buffer memory = AllocateZeroed(CpuLinear::PackedBytes(weight, fused_silu)).value();
+  return std::make_unique<CpuLinear>(weight, fused_silu, std::move(memory));
+}
+
 TEST(CpuLinear, PanelsHoldTheWeightInEveryDType) {
   constexpr int64_t kRows = 37;
   constexpr int64_t kDepth = 45;
@@ -291,10 +297,8 @@ TEST(CpuLinear, PanelsHoldTheWeightInEveryDType) {
   for (const BFloat16 value : weight) {
     floats.push_back(ToFloat(value));
   }
-  const auto linear =
-      std::move(CpuLinear::Make({weight.data(), DType::kBFloat16, kRows, kDepth}, false)).value();
-  const auto from_float =
-      std::move(CpuLinear::Make({floats.data(), DType::kFloat32, kRows, kDepth}, false)).value();
+  const auto linear = Packed({weight.data(), DType::kBFloat16, kRows, kDepth}, false);
+  const auto from_float = Packed({floats.data(), DType::kFloat32, kRows, kDepth}, false);
   ASSERT_EQ(linear->panels(), 3);
   ASSERT_EQ(linear->padded_depth(), 64);
   for (int64_t n = 0; n < 3 * kPanelColumns; ++n) {
@@ -313,9 +317,7 @@ TEST(CpuLinear, GateAndUpPanelsAlternate) {
   constexpr int64_t kHalf = 20;
   constexpr int64_t kDepth = 32;
   const std::vector<BFloat16> weight = RandomValues(2 * kHalf * kDepth, 2.0f, 4);
-  const auto linear =
-      std::move(CpuLinear::Make({weight.data(), DType::kBFloat16, 2 * kHalf, kDepth}, true))
-          .value();
+  const auto linear = Packed({weight.data(), DType::kBFloat16, 2 * kHalf, kDepth}, true);
   ASSERT_EQ(linear->panels(), 4);
   for (int64_t n = 0; n < kHalf; ++n) {
     for (const bool up : {false, true}) {
@@ -337,9 +339,7 @@ void CheckKernels(std::span<const ProductKernel> kernels, int32_t rows) {
     const std::vector<BFloat16> weight = RandomValues(shape.columns * shape.depth, 1.0f, 5);
     const std::vector<BFloat16> input = RandomValues(2 * rows * shape.depth, 1.0f, 6);
     const auto linear =
-        std::move(
-            CpuLinear::Make({weight.data(), DType::kBFloat16, shape.columns, shape.depth}, false))
-            .value();
+        Packed({weight.data(), DType::kBFloat16, shape.columns, shape.depth}, false);
     ThreadScratch scratch;
     const auto width = static_cast<size_t>(linear->slice_panels() * kPanelColumns);
     for (const ProductKernel& kernel : kernels) {
@@ -433,8 +433,7 @@ TEST(HighwayTargets, NormSiluAndKeysAgree) {
   const std::vector<BFloat16> input = RandomValues((kRows + kRowSlack) * 320, 2.0f, 8);
   const std::vector<BFloat16> norm = RandomValues(kHidden, 1.0f, 9);
   const std::vector<BFloat16> gate_up = RandomValues(2 * 40 * kHidden, 0.5f, 10);
-  const auto linear =
-      std::move(CpuLinear::Make({gate_up.data(), DType::kBFloat16, 80, kHidden}, true)).value();
+  const auto linear = Packed({gate_up.data(), DType::kBFloat16, 80, kHidden}, true);
   // One retrieval head of 80 dims with bias and k norm, whose page the chunk enters at token 7.
   constexpr int32_t kDim = 80;
   const std::vector<BFloat16> bias = RandomValues(4 * kDim, 1.0f, 11);

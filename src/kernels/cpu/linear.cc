@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/check.h"
 #include "kernels/cpu/instructions.h"
-#include "kernels/cpu/memory.h"
 #include "kernels/cpu/one_dnn.h"
 #include "kernels/cpu/row_ops.h"
 
@@ -21,6 +21,15 @@ constexpr int64_t kMaxSlicePanels = 32;
 constexpr int32_t kRowBlock = 16;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t Panels(const LinearWeight& weight, bool fused_silu) {
+  return fused_silu ? 2 * CeilDiv(weight.out_features / 2, kPanelColumns)
+                    : CeilDiv(weight.out_features, kPanelColumns);
+}
+
+int64_t PaddedDepth(const LinearWeight& weight) {
+  return CeilDiv(weight.in_features, kDepthMultiple) * kDepthMultiple;
+}
 
 BFloat16 LoadWeight(const LinearWeight& weight, int64_t index) {
   switch (weight.dtype) {
@@ -107,41 +116,27 @@ void MultiplyAndFinish(const LinearParams& params, const CpuLinear& weight,
 
 }  // namespace
 
-CpuLinear::CpuLinear(const LinearWeight& weight, bool fused_silu)
+int64_t CpuLinear::PackedBytes(const LinearWeight& weight, bool fused_silu) {
+  return Panels(weight, fused_silu) * kPanelColumns * PaddedDepth(weight) *
+         int64_t{sizeof(BFloat16)};
+}
+
+CpuLinear::CpuLinear(const LinearWeight& weight, bool fused_silu, Buffer memory)
     : PackedLinear(weight.out_features, weight.in_features),
       fused_silu_(fused_silu),
-      panels_(fused_silu ? 2 * CeilDiv(weight.out_features / 2, kPanelColumns)
-                         : CeilDiv(weight.out_features, kPanelColumns)),
-      padded_depth_(CeilDiv(weight.in_features, kDepthMultiple) * kDepthMultiple) {
+      panels_(Panels(weight, fused_silu)),
+      padded_depth_(PaddedDepth(weight)),
+      data_(std::move(memory)) {
+  CHECK_EQ(data_.bytes(), PackedBytes(weight, fused_silu));
   const int64_t fitting = kSliceBytes / (panel_elements() * int64_t{sizeof(BFloat16)});
   slice_panels_ = std::min(panels_, std::clamp<int64_t>(fitting / 2 * 2, 4, kMaxSlicePanels));
+  Fill(weight);
+  const int64_t last_panels = panels_ - (CeilDiv(panels_, slice_panels_) - 1) * slice_panels_;
+  one_dnn_ = OneDnnProduct::Make(weight.in_features, slice_panels_ * kPanelColumns,
+                                 last_panels * kPanelColumns);
 }
 
 CpuLinear::~CpuLinear() = default;
-
-Result<std::unique_ptr<CpuLinear>> CpuLinear::Make(const LinearWeight& weight, bool fused_silu) {
-  if (weight.data == nullptr || weight.out_features < 1 || weight.in_features < 1) {
-    return InvalidArgument("a weight of shape [{}, {}] cannot be packed", weight.out_features,
-                           weight.in_features);
-  }
-  if (weight.dtype != DType::kBFloat16 && weight.dtype != DType::kFloat16 &&
-      weight.dtype != DType::kFloat32) {
-    return InvalidArgument("a weight of {} cannot be packed", DTypeName(weight.dtype));
-  }
-  if (fused_silu && weight.out_features % 2 != 0) {
-    return InvalidArgument("a gate-and-up weight has {} rows, which is odd", weight.out_features);
-  }
-  std::unique_ptr<CpuLinear> linear(new CpuLinear(weight, fused_silu));
-  ASSIGN_OR_RETURN(linear->data_, AllocateZeroed(linear->panels_ * linear->panel_elements() *
-                                                 int64_t{sizeof(BFloat16)}));
-  linear->Fill(weight);
-  const int64_t last_panels =
-      linear->panels_ -
-      (CeilDiv(linear->panels_, linear->slice_panels_) - 1) * linear->slice_panels_;
-  linear->one_dnn_ = OneDnnProduct::Make(weight.in_features, linear->slice_panels_ * kPanelColumns,
-                                         last_panels * kPanelColumns);
-  return linear;
-}
 
 void CpuLinear::Fill(const LinearWeight& weight) {
   const int64_t half = weight.out_features / 2;

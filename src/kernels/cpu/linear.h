@@ -8,7 +8,6 @@
 #include <memory>
 #include <span>
 
-#include "base/status.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/team.h"
 #include "kernels/ops.h"
@@ -29,8 +28,9 @@ class OneDnnProduct;
 // are one AMX tile as they lie, and 16-wide panels pad less.
 class CpuLinear : public PackedLinear {
  public:
-  // Errors: kInvalidArgument (shape or dtype), kResourceExhausted.
-  static Result<std::unique_ptr<CpuLinear>> Make(const LinearWeight& weight, bool fused_silu);
+  static int64_t PackedBytes(const LinearWeight& weight, bool fused_silu);
+  // memory: PackedBytes of zeros.
+  CpuLinear(const LinearWeight& weight, bool fused_silu, Buffer memory);
   ~CpuLinear() override;
 
   bool fused_silu() const { return fused_silu_; }
@@ -47,7 +47,6 @@ class CpuLinear : public PackedLinear {
   const OneDnnProduct* one_dnn() const { return one_dnn_.get(); }
 
  private:
-  CpuLinear(const LinearWeight& weight, bool fused_silu);
   void Fill(const LinearWeight& weight);
 
   bool fused_silu_;

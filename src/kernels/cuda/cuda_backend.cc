@@ -96,11 +96,16 @@ class CudaBackend : public Backend {
 
   std::unique_ptr<Stream> MakeStream() override { return std::make_unique<CudaStream>(staging_); }
 
+  int64_t PackedBytes(const LinearWeight& weight, DType /*activations*/,
+                      bool fused_silu) const override {
+    return CudaLinear::PackedBytes(weight, fused_silu);
+  }
+
   Result<std::unique_ptr<PackedLinear>> PackLinear(const LinearWeight& weight, DType activations,
-                                                   bool fused_silu) override {
+                                                   bool fused_silu, Buffer memory) override {
     RETURN_IF_ERROR(SupportsActivations(activations));
     ASSIGN_OR_RETURN(std::unique_ptr<CudaLinear> linear,
-                     CudaLinear::Make(weight, fused_silu, setup_));
+                     CudaLinear::Make(weight, fused_silu, std::move(memory), setup_));
     return std::unique_ptr<PackedLinear>(std::move(linear));
   }
 

@@ -42,6 +42,27 @@ TEST_F(CudaBackendTest, MemoryThatIsNotThereIsAnErrorAndNothingElse) {
   EXPECT_EQ(Download<uint8_t>(backend_->Allocate(3).value(), 3), std::vector<uint8_t>(3, 0));
 }
 
+// One allocation for several buffers; it stays until the last of them goes.
+TEST_F(CudaBackendTest, BuffersOfOneBlockGoInAnyOrder) {
+  constexpr int64_t kLarge = int64_t{64} << 20;
+  Buffer small, large, last;
+  ASSERT_TRUE(AllocateTogether(*backend_, {{&small, 3}, {&large, kLarge}, {&last, 100}}).ok());
+  EXPECT_EQ(large.data() - small.data(), 256);
+  EXPECT_EQ(last.data() - large.data(), kLarge);
+  EXPECT_EQ(Download<uint8_t>(large, kLarge), std::vector<uint8_t>(kLarge, 0));
+  const std::vector<uint8_t> ones(100, 1);
+  backend_->CopyToDevice(last.data(), ones.data(), 100, *stream_);
+  small = Buffer();
+  large = Buffer();
+  EXPECT_EQ(Download<uint8_t>(last, 100), ones);
+
+  Buffer huge;
+  const Status status = AllocateTogether(*backend_, {{&small, 3}, {&huge, int64_t{1} << 50}});
+  EXPECT_EQ(status.code(), StatusCode::kResourceExhausted);
+  EXPECT_THAT(status.message(), HasSubstr("1125899906842880"));
+  EXPECT_THAT(status.message(), HasSubstr("are free"));
+}
+
 // Small copies are staged and large ones waited for; either way the source is the caller's again.
 TEST_F(CudaBackendTest, ASourceMayChangeOnceItsCopyIsAppended) {
   for (const int64_t count : {1, 1000, 60'000, 70'000, 3'000'000}) {

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
+#include <utility>
 #include <vector>
+
+#include "base/check.h"
 
 namespace lserve::cuda {
 namespace {
@@ -13,6 +15,15 @@ constexpr int64_t kPackBytes = int64_t{32} << 20;  // of host memory while packi
 
 constexpr int64_t RoundUp(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
+}
+
+int64_t PackedRows(const LinearWeight& weight, bool fused_silu) {
+  return fused_silu ? 2 * RoundUp(weight.out_features / 2, kSiluRows)
+                    : RoundUp(weight.out_features, kLinearRowMultiple);
+}
+
+int64_t PaddedDepth(const LinearWeight& weight) {
+  return RoundUp(weight.in_features, kLinearDepthMultiple);
 }
 
 template <typename T>
@@ -36,30 +47,20 @@ void ConvertRow(const LinearWeight& weight, int64_t row, BFloat16* output) {
 
 }  // namespace
 
+int64_t CudaLinear::PackedBytes(const LinearWeight& weight, bool fused_silu) {
+  return PackedRows(weight, fused_silu) * PaddedDepth(weight) *
+         static_cast<int64_t>(sizeof(BFloat16));
+}
+
 Result<std::unique_ptr<CudaLinear>> CudaLinear::Make(const LinearWeight& weight, bool fused_silu,
-                                                     CudaStream& stream) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 128;
-  if (weight.data == nullptr || weight.out_features < 1 || weight.in_features < 1 ||
-      weight.out_features > kMost || weight.in_features > kMost) {
-    return InvalidArgument("a weight of shape [{}, {}] cannot be packed", weight.out_features,
-                           weight.in_features);
-  }
-  if (weight.dtype != DType::kBFloat16 && weight.dtype != DType::kFloat16 &&
-      weight.dtype != DType::kFloat32) {
-    return InvalidArgument("a weight of {} cannot be packed", DTypeName(weight.dtype));
-  }
+                                                     Buffer memory, CudaStream& stream) {
+  RETURN_IF_ERROR(Validate(weight, fused_silu));
   if (weight.on_device && weight.dtype != DType::kBFloat16) {
     return InvalidArgument("a weight of {} cannot be packed on the device",
                            DTypeName(weight.dtype));
   }
-  if (fused_silu && weight.out_features % 2 != 0) {
-    return InvalidArgument("gate and up together have {} rows, must be even", weight.out_features);
-  }
-  std::unique_ptr<CudaLinear> linear(new CudaLinear(weight, fused_silu));
-  ASSIGN_OR_RETURN(linear->data_,
-                   AllocateZeroed(int64_t{linear->packed_rows_} * linear->padded_depth_ *
-                                      static_cast<int64_t>(sizeof(BFloat16)),
-                                  stream.get()));
+  CHECK_EQ(memory.bytes(), PackedBytes(weight, fused_silu));
+  std::unique_ptr<CudaLinear> linear(new CudaLinear(weight, fused_silu, std::move(memory)));
   if (weight.on_device) {
     RETURN_IF_ERROR(linear->PackFromDevice(weight, stream.get()));
   } else {
@@ -69,13 +70,12 @@ Result<std::unique_ptr<CudaLinear>> CudaLinear::Make(const LinearWeight& weight,
   return linear;
 }
 
-CudaLinear::CudaLinear(const LinearWeight& weight, bool fused_silu)
+CudaLinear::CudaLinear(const LinearWeight& weight, bool fused_silu, Buffer memory)
     : PackedLinear(weight.out_features, weight.in_features),
       fused_silu_(fused_silu),
-      packed_rows_(static_cast<int32_t>(fused_silu
-                                            ? 2 * RoundUp(weight.out_features / 2, kSiluRows)
-                                            : RoundUp(weight.out_features, kLinearRowMultiple))),
-      padded_depth_(static_cast<int32_t>(RoundUp(weight.in_features, kLinearDepthMultiple))) {}
+      packed_rows_(static_cast<int32_t>(PackedRows(weight, fused_silu))),
+      padded_depth_(static_cast<int32_t>(PaddedDepth(weight))),
+      data_(std::move(memory)) {}
 
 int64_t CudaLinear::SourceRow(int32_t row) const {
   if (!fused_silu_) {

@@ -19,10 +19,11 @@ namespace lserve::cuda {
 // an output lie in one thread's registers.
 class CudaLinear : public PackedLinear {
  public:
-  // Packs by way of `stream` and waits for it. Errors: kInvalidArgument (shape or dtype),
-  // kResourceExhausted.
+  static int64_t PackedBytes(const LinearWeight& weight, bool fused_silu);
+  // Packs into `memory`, PackedBytes of zeros, by way of `stream` and waits for it. Errors:
+  // kInvalidArgument (shape or dtype), kInternal.
   static Result<std::unique_ptr<CudaLinear>> Make(const LinearWeight& weight, bool fused_silu,
-                                                  CudaStream& stream);
+                                                  Buffer memory, CudaStream& stream);
 
   bool fused_silu() const { return fused_silu_; }
   int32_t packed_rows() const { return packed_rows_; }
@@ -30,7 +31,7 @@ class CudaLinear : public PackedLinear {
   const void* data() const { return data_.data(); }
 
  private:
-  CudaLinear(const LinearWeight& weight, bool fused_silu);
+  CudaLinear(const LinearWeight& weight, bool fused_silu, Buffer memory);
   // The checkpoint's row that is packed row `row`; -1: padding.
   int64_t SourceRow(int32_t row) const;
   void Pack(const LinearWeight& weight, CudaStream& stream) const;

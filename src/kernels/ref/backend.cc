@@ -151,13 +151,18 @@ class RefBackend : public Backend {
 
   std::unique_ptr<Stream> MakeStream() override { return std::make_unique<RefStream>(); }
 
+  int64_t PackedBytes(const LinearWeight& weight, DType activations,
+                      bool /*fused_silu*/) const override {
+    return weight.out_features * weight.in_features * DTypeBytes(activations);
+  }
+
   Result<std::unique_ptr<PackedLinear>> PackLinear(const LinearWeight& weight, DType activations,
-                                                   bool fused_silu) override {
-    if (fused_silu && weight.out_features % 2 != 0) {
-      return InvalidArgument("gate and up together have {} rows, must be even",
-                             weight.out_features);
-    }
-    return ref::RefLinear::Make(weight, activations);
+                                                   bool fused_silu, Buffer memory) override {
+    RETURN_IF_ERROR(Validate(weight, fused_silu));
+    RETURN_IF_ERROR(SupportsActivations(activations));
+    CHECK_EQ(memory.bytes(), PackedBytes(weight, activations, fused_silu));
+    return std::unique_ptr<PackedLinear>(
+        std::make_unique<ref::RefLinear>(weight, activations, std::move(memory)));
   }
 
  private:

@@ -1,8 +1,6 @@
 // Embedding, normalisation and linear layers.
 #include "kernels/ref/linear.h"
 
-#include <new>
-
 #include "kernels/ref/operations.h"
 #include "kernels/ref/scalar.h"
 
@@ -50,35 +48,16 @@ void LinearRow(const RefLinear& weight, Epilogue epilogue, const T* input, const
 
 }  // namespace
 
-Result<std::unique_ptr<PackedLinear>> RefLinear::Make(const LinearWeight& weight,
-                                                      DType activations) {
-  if (weight.data == nullptr || weight.out_features < 1 || weight.in_features < 1) {
-    return InvalidArgument("a weight of shape [{}, {}] cannot be packed", weight.out_features,
-                           weight.in_features);
-  }
-  if (weight.dtype != DType::kBFloat16 && weight.dtype != DType::kFloat16 &&
-      weight.dtype != DType::kFloat32) {
-    return InvalidArgument("a weight of {} cannot be packed", DTypeName(weight.dtype));
-  }
-  if (activations != DType::kBFloat16 && activations != DType::kFloat32) {
-    return InvalidArgument("activations of {} have no linear layer", DTypeName(activations));
-  }
-  std::unique_ptr<RefLinear> packed(
-      new RefLinear(weight.out_features, weight.in_features, activations));
-  const int64_t elements = weight.out_features * weight.in_features;
-  try {
-    packed->data_.resize(static_cast<size_t>(elements * DTypeBytes(activations)));
-  } catch (const std::bad_alloc&) {
-    return ResourceExhausted("no memory for a weight of {} bytes",
-                             elements * DTypeBytes(activations));
-  }
+RefLinear::RefLinear(const LinearWeight& weight, DType activations, Buffer memory)
+    : PackedLinear(weight.out_features, weight.in_features),
+      dtype_(activations),
+      data_(std::move(memory)) {
   WithActivations(activations, [&]<typename T>() {
-    T* data = reinterpret_cast<T*>(packed->data_.data());
-    for (int64_t i = 0; i < elements; ++i) {
+    T* data = data_.As<T>();
+    for (int64_t i = 0; i < weight.out_features * weight.in_features; ++i) {
       data[i] = FromFloat<T>(Load(weight.data, weight.dtype, i));
     }
   });
-  return std::unique_ptr<PackedLinear>(std::move(packed));
 }
 
 void RunEmbedRows(const EmbedRowsParams& params) {

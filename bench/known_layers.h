@@ -11,7 +11,7 @@
 
 namespace lserve::bench {
 
-struct ModelShape {
+struct LayerSizes {
   const char* name;
   int32_t q_heads;
   int32_t kv_heads;
@@ -22,7 +22,7 @@ struct ModelShape {
   float streaming_share;  // of the KV heads of a benchmark's layer
 };
 
-inline constexpr ModelShape kModelShapes[] = {
+inline constexpr LayerSizes kKnownLayers[] = {
     {"llama-3-8b", 32, 8, 128, 4096, 14336, 128256, 0.5f},
     {"llama-2-7b", 32, 32, 128, 4096, 11008, 32000, 0.5f},
     // Minitron's own layers have no gate; here they do, as every Llama-like layer.
@@ -31,19 +31,19 @@ inline constexpr ModelShape kModelShapes[] = {
     {"needle-7m", 8, 4, 64, 256, 768, 4096, 0.25f},
 };
 
-inline std::vector<std::string> ShapeNames() {
+inline std::vector<std::string> LayerNames() {
   std::vector<std::string> names;
-  for (const ModelShape& shape : kModelShapes) {
-    names.emplace_back(shape.name);
+  for (const LayerSizes& layer : kKnownLayers) {
+    names.emplace_back(layer.name);
   }
   return names;
 }
 
-inline const ModelShape& FindShape(const std::string& name) {
-  const auto* shape = std::find_if(std::begin(kModelShapes), std::end(kModelShapes),
-                                   [&](const ModelShape& known) { return name == known.name; });
-  CHECK_MSG(shape != std::end(kModelShapes), "no shape is called {}", name);
-  return *shape;
+inline const LayerSizes& FindLayer(const std::string& name) {
+  const auto* layer = std::find_if(std::begin(kKnownLayers), std::end(kKnownLayers),
+                                   [&](const LayerSizes& known) { return name == known.name; });
+  CHECK_MSG(layer != std::end(kKnownLayers), "no known layer is called {}", name);
+  return *layer;
 }
 
 }  // namespace lserve::bench
