@@ -15,32 +15,46 @@ namespace lserve {
 
 class Arena {
  public:
-  static constexpr int64_t kAlignment = 256;  // of a buffer's place in the block
+  static constexpr int64_t kAlignment = 256;  // of a buffer in the block
+  // Of one that is at least as large: a page of a GPU's memory, so that its rows begin as they do
+  // in an allocation of its own.
+  static constexpr int64_t kLargeAlignment = int64_t{2} << 20;
 
   // What a buffer takes of the block.
   static constexpr int64_t Room(int64_t bytes) {
-    return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    const int64_t alignment = bytes >= kLargeAlignment ? kLargeAlignment : kAlignment;
+    return (bytes + alignment - 1) / alignment * alignment;
   }
 
-  explicit Arena(Buffer block) : block_(std::make_shared<const Buffer>(std::move(block))) {}
+  explicit Arena(Buffer block)
+      : block_(std::make_shared<const Buffer>(std::move(block))),
+        end_(block_->bytes() / kAlignment * kAlignment) {}
 
-  // The next bytes of the block, which must have room for them. Of none: an empty buffer.
+  // Bytes of the block, which must have Room for them: large buffers from its front, others from
+  // its back. Of none: an empty buffer.
   Buffer Cut(int64_t bytes) {
     CHECK_GE(bytes, 0);
     CHECK_LE(Room(bytes), left());
     if (bytes == 0) {
       return Buffer();
     }
-    std::byte* const data = block_->data() + used_;
-    used_ += Room(bytes);
+    std::byte* data = block_->data();
+    if (bytes >= kLargeAlignment) {
+      data += begin_;
+      begin_ += Room(bytes);
+    } else {
+      end_ -= Room(bytes);
+      data += end_;
+    }
     return Buffer(data, bytes, [block = block_](std::byte*, int64_t) {});
   }
 
-  int64_t left() const { return block_->bytes() - used_; }
+  int64_t left() const { return end_ - begin_; }
 
  private:
   std::shared_ptr<const Buffer> block_;
-  int64_t used_ = 0;
+  int64_t begin_ = 0;  // of what is left
+  int64_t end_;
 };
 
 }  // namespace lserve

@@ -18,24 +18,29 @@ Buffer Block(int64_t bytes, int* freed) {
                 });
 }
 
-TEST(Arena, BuffersLieBehindEachOther) {
+// Large ones from the front, each at a multiple of 2 MiB, small ones from the back.
+TEST(Arena, BuffersLieBesideEachOther) {
+  constexpr int64_t kLarge = int64_t{2} << 20;
+  const int64_t sizes[] = {1, kLarge, 256, kLarge + 1, 0, 257, kLarge - 1};
+  int64_t room = 0;
+  for (const int64_t size : sizes) {
+    room += Arena::Room(size);
+  }
+  EXPECT_EQ(room, 4 * kLarge + 4 * 256);
   int freed = 0;
-  Buffer block = Block(5 * 256, &freed);
+  Buffer block = Block(room + 255, &freed);
   std::byte* const begin = block.data();
   Arena arena(std::move(block));
-  const Buffer first = arena.Cut(1);
-  const Buffer none = arena.Cut(0);
-  const Buffer second = arena.Cut(256);
-  const Buffer third = arena.Cut(257);
-  EXPECT_EQ(first.data(), begin);
-  EXPECT_EQ(first.bytes(), 1);
-  EXPECT_EQ(none.data(), nullptr);
-  EXPECT_EQ(none.bytes(), 0);
-  EXPECT_EQ(second.data(), begin + 256);
-  EXPECT_EQ(second.bytes(), 256);
-  EXPECT_EQ(third.data(), begin + 512);
-  EXPECT_EQ(arena.left(), 256);
-  EXPECT_EQ(arena.Cut(255).data(), begin + 1024);
+  std::vector<int64_t> places;
+  for (const int64_t size : sizes) {
+    const Buffer buffer = arena.Cut(size);
+    EXPECT_EQ(buffer.bytes(), size);
+    EXPECT_EQ(buffer.data() == nullptr, size == 0);
+    places.push_back(size == 0 ? 0 : buffer.data() - begin);
+  }
+  const int64_t end = 4 * kLarge + 4 * 256;
+  EXPECT_EQ(places,
+            (std::vector<int64_t>{end - 256, 0, end - 512, kLarge, 0, end - 1024, 3 * kLarge}));
   EXPECT_EQ(arena.left(), 0);
 }
 

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "kernels/cuda/test_util.h"
+#include "tensor/arena.h"
 
 namespace lserve::cuda {
 namespace {
@@ -47,8 +48,9 @@ TEST_F(CudaBackendTest, BuffersOfOneBlockGoInAnyOrder) {
   constexpr int64_t kLarge = int64_t{64} << 20;
   Buffer small, large, last;
   ASSERT_TRUE(AllocateTogether(*backend_, {{&small, 3}, {&large, kLarge}, {&last, 100}}).ok());
-  EXPECT_EQ(large.data() - small.data(), 256);
+  EXPECT_EQ(small.data() - large.data(), kLarge + 256);
   EXPECT_EQ(last.data() - large.data(), kLarge);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(large.data()) % Arena::kLargeAlignment, 0u);
   EXPECT_EQ(Download<uint8_t>(large, kLarge), std::vector<uint8_t>(kLarge, 0));
   const std::vector<uint8_t> ones(100, 1);
   backend_->CopyToDevice(last.data(), ones.data(), 100, *stream_);
