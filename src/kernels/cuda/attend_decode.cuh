@@ -306,14 +306,6 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeStages<kDim, kBits>::kBl
     int32_t begin = segment * segment_units;
     UnitWalk::Listed looked{-1, 0};
     if (walk.listed()) {
-      if (!waited && thread < segment_units && begin + thread < walk.size()) {
-        // What is listed here is mostly what the list of the step before has here or nearby.
-        const int32_t unit = walk.Unit(begin + thread, walk.Look(begin + thread));
-        if (unit >= 0 && unit / kPageUnits < position / kPageTokens) {
-          attention.Prefetch(
-              {ClosedPage(params.retrieval, slot, unit / kPageUnits), unit, kBits > 0 ? 1 : 0});
-        }
-      }
       wait();
       looked = walk.Look(begin + thread);
       walk.Take();

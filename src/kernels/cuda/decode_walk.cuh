@@ -146,11 +146,10 @@ class UnitWalk {
     int32_t place;
     int32_t id;
   };
-  // Of the i-th unit, as far as is known before Take(). Past the first-level cache, so that it may
-  // also be called before the wait, for what some earlier step left.
+  // Of the i-th unit, as far as is known before Take(), whose loads it need not wait for.
   __device__ Listed Look(int32_t i) const {
     const int32_t place = min(i >> shift_, capacity_ - 1);
-    return {place, __ldcg(ids_ + place)};
+    return {place, ids_[place]};
   }
 
   // Number of the i-th unit; `looked` spares another look where it is of the same place.

@@ -130,17 +130,6 @@ class DecodeWarp {
     Fetch<true>(place, box, stages_ + stage * Stages::kBoxedBytes);
   }
 
-  // Asks for a unit of a closed page in the second-level cache; of one thread. Compute capability
-  // 9.0 and later.
-  __device__ void Prefetch(const UnitPlace& place) const {
-    ForParts<(kBits > 0)>(
-        place, true, 0, [](bool /*wanted*/, const std::byte* from, int32_t /*to*/, int32_t bytes) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-          asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;\n" ::"l"(from), "r"(bytes));
-#endif
-        });
-  }
-
   // Takes the unit in full in `stage` into the softmax; after all units of codes and FinishCodes.
   __device__ void AttendFull(int32_t unit, int32_t stage) {
     AttendFull(unit * kUnitTokens, At(stages_ + stage * Stages::kStageBytes));

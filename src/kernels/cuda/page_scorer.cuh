@@ -36,13 +36,6 @@ inline constexpr int32_t kScoreBlocks = kDim > 128                     ? 2
                                         : kScore == PageScore::kMinMax ? 3
                                                                        : 4;
 
-// Asks for the second-level cache to hold `bytes`, a multiple of 16, from an address that is one.
-__device__ __forceinline__ void PrefetchBytes(const void* from, int32_t bytes) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;\n" ::"l"(from), "r"(bytes) : "memory");
-#endif
-}
-
 // A warp's scores of pages of one row and head, each the maximum over the group. kSets: pages whose
 // weights share the eight columns of a product, kSketch alone; 2 for groups of at most 4.
 template <int32_t kDim, PageScore kScore, int32_t kSets>
@@ -286,12 +279,6 @@ class PageScorer {
         stats[t][i] = rows[i] == nullptr ? uint4{0, 0, 0, 0} : rows[i][t * 16];
       }
     });
-    const int32_t next = first_page + kGroupPages * kScoreWarps + lane_;
-    if (lane_ < kGroupPages && next < min(end_page, open_page_)) {
-      PrefetchBytes(
-          ClosedPage(params_.retrieval, pair_.slot, next) + layout.stats_offset(pair_.head),
-          16 * padded_);
-    }
     Wait();
     if (first_query_ < 0) {
       TakeQueries(0);
