@@ -164,6 +164,14 @@ void RandomLayers::StartDecode(const SelectionPolicy& policy) {
   Grow(backend_.ops().attend_decode.workspace_bytes(attend_));
   select_.workspace = attend_.workspace = workspace_.data();
   CHECK_OK(stream_->Synchronize());
+  if (policy.token_budget > 0) {
+    // The first lists, which are due whatever the interval. Where repetitions of one layer follow
+    // each other without what lies between them in a step, which lists are due must not change.
+    for (int32_t layer = 0; layer < shape_.layers; ++layer) {
+      Select(layer);
+      CHECK_OK(stream_->Synchronize());
+    }
+  }
 }
 
 UnitLists RandomLayers::Lists(int32_t layer) const {
