@@ -16,13 +16,14 @@ namespace lserve {
 class Arena {
  public:
   static constexpr int64_t kAlignment = 256;  // of a buffer in the block
-  // Of one that is at least as large: a page of a GPU's memory, so that its rows begin as they do
-  // in an allocation of its own.
+  // Of one of kLarge bytes and more: a page of a GPU's memory, so that its rows begin as they do in
+  // an allocation of its own.
   static constexpr int64_t kLargeAlignment = int64_t{2} << 20;
+  static constexpr int64_t kLarge = int64_t{16} << 20;
 
   // What a buffer takes of the block.
   static constexpr int64_t Room(int64_t bytes) {
-    const int64_t alignment = bytes >= kLargeAlignment ? kLargeAlignment : kAlignment;
+    const int64_t alignment = bytes >= kLarge ? kLargeAlignment : kAlignment;
     return (bytes + alignment - 1) / alignment * alignment;
   }
 
@@ -39,7 +40,7 @@ class Arena {
       return Buffer();
     }
     std::byte* data = block_->data();
-    if (bytes >= kLargeAlignment) {
+    if (bytes >= kLarge) {
       data += begin_;
       begin_ += Room(bytes);
     } else {
