@@ -25,8 +25,8 @@
 namespace lserve::cuda {
 
 inline constexpr int32_t kMaxGroupPlaces = 64;  // half as many as threads, so that bounds are high
-inline constexpr int32_t kFewUnits = 2048;
-inline constexpr int32_t kValuesAtOnce = 8192;
+inline constexpr int32_t kFewUnits = 2048;      // whose scores themselves are the values
+inline constexpr int32_t kValuesAtOnce = 8192;  // in shared memory
 inline constexpr int32_t kMaxCandidateGroups = 256;
 inline constexpr int32_t kMaxGroupCandidates = 512;
 
@@ -231,8 +231,8 @@ __device__ void MakeList(const SelectUnitsParams& params, const SelectionPair& p
 
 // The lists of pairs maker, maker + makers, .. when their scores are there, which is when their
 // tickets count Scorer::StepsOf them; these are zero then. Before it waits, the block goes once
-// through the code that makes a list, so that its multiprocessor has it when it counts. All threads
-// of the block.
+// through the code that makes a list, so that its multiprocessor has it when it counts; what that
+// turn left in the first-level cache goes when AwaitCount acquires. All threads of the block.
 template <typename Scorer>
 __device__ void MakeLists(const SelectUnitsParams& params, int32_t pairs, int32_t maker,
                           int32_t makers, int32_t* tickets, GroupListShared& shared) {

@@ -3,8 +3,10 @@
 // of the grid make the lists (group_lists.cuh). These wait for a count of each row's and head's
 // steps: all blocks have room at once, or those that score come first and end.
 //
-// Nothing that a step writes before this kernel says which lists are due, unless queries are judged
-// by their distance.
+// Blocks plan before they wait: nothing that a step writes before this kernel says which lists are
+// due, unless queries are judged by their distance. So whoever selects twice from the same lists,
+// some of which have no count yet, must let the first one end before: otherwise blocks plan
+// differently, counts of steps are left over, and lists hold anything.
 #include "kernels/cuda/group_lists.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/page_scorer.cuh"

@@ -1,12 +1,13 @@
 // SelectUnits: which rows and heads are due, the group scores of their units (score_units.cu), the
 // exact best of them.
 //
-// Three kernels: one judges by the distance of queries, where the policy has one; one scores; a
-// block a row and head writes the list, with a cluster's help where scores are many. A sample of
-// the scores tells a bound below which none is kept. The few above it are counted in narrow
-// buckets: those above the bucket of the cut-off are kept, those in it are ranked against each
-// other. Where they are many, as among equal scores, the cut-off score is found by its bits. Floor:
-// bytes of the statistics over memory bandwidth.
+// Up to three kernels: one judges by the distance of queries, where the policy has one; one scores,
+// and makes lists that are short (score_units.cu); of a longer list a block a row and head writes
+// it, with a cluster's help where scores are many. A sample of the scores tells a bound below which
+// none is kept. The few above it are counted in narrow buckets: those above the bucket of the
+// cut-off are kept, those in it are ranked against each other. Where they are many, as among equal
+// scores, the cut-off score is found by its bits. Floor: bytes of the statistics over memory
+// bandwidth.
 #include <cmath>
 
 #include "kernels/cuda/launch.cuh"

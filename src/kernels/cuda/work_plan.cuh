@@ -1,5 +1,7 @@
 // A persistent grid's share of work that only the device knows: items of pairs (a row and a KV
-// head), counted by every block for itself. Device code; all threads of a block call together.
+// head), counted by every block for itself; and tickets and counts, by which its blocks learn how
+// far the others are. Device code; of plans all threads of a block call together, of the others
+// one.
 #pragma once
 
 #include <cstdint>
