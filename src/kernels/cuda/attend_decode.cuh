@@ -126,146 +126,67 @@ __device__ void MergeWarps(const AttendDecodeParams& params, const DecodeShape& 
   }
 }
 
-// Records of all segments to the output, by one block. They come as they lie, by asynchronous
-// copies, which pass by the first-level cache, as many segments at once as the rings have room for.
-// Of each such set a warp turns the maxima of its queries into weights; then threads take four dims
-// of a query each, or sets of threads share the segments where these are few.
-template <int32_t kDim, int32_t kBits>
+// Records of all segments to the output, by one block: a thread takes four dims of a query and asks
+// for what it needs of many segments at once, past the first-level cache.
+template <int32_t kDim>
 __device__ void CombineSegments(const AttendDecodeParams& params, const DecodeShape& shape,
-                                const DecodeQueries& of, int32_t segments, std::byte* shared) {
-  constexpr int32_t kStateFloats = 2 * kDecodeQueries;
-  constexpr int32_t kColumns = (kDim + 63) / 64;  // of a thread, at most
-  constexpr int32_t kWarpQueries = kDecodeQueries / kDecodeWarps;
-  const auto thread = static_cast<int32_t>(threadIdx.x);
-  const int32_t warp = thread / kWarpLanes;
-  const int32_t lane = thread % kWarpLanes;
+                                const DecodeQueries& of, int32_t segments) {
+  constexpr int32_t kAtOnce = 16;
   const int32_t fours = (kDim <= 128 ? kDim : shape.padded_head_dim) / 4;
-  const int32_t columns = of.queries * fours;
-  const int32_t sets = max(1, kDecodeThreads / columns);
-  const int32_t set = columns < kDecodeThreads ? thread / columns : 0;
-  const int32_t first_column = columns < kDecodeThreads ? thread % columns : thread;
-
-  // [query](maximum, factor of what came before; at the end the sum), then records.
-  auto* state = reinterpret_cast<float*>(shared);
-  float* records = state + kStateFloats;
   const int32_t segment_floats = of.queries * shape.record_floats;
-  const int32_t room =
-      (DecodeStages<kDim, kBits>::kRingBytes / static_cast<int32_t>(sizeof(float)) - kStateFloats) /
-      segment_floats;
-
-  float highest[kWarpQueries];  // of queries warp, warp + kDecodeWarps, ..
-  float sum[kWarpQueries] = {};
+  LetNextKernelStart();
+#pragma unroll 1
+  for (auto i = static_cast<int32_t>(threadIdx.x); i < of.queries * fours; i += kDecodeThreads) {
+    const int32_t query = i / fours;
+    const int32_t d = i % fours * 4;
+    const float* record = Records(params, shape, of) + query * shape.record_floats;
+    DecodePart part;
+#pragma unroll 1
+    for (int32_t first = 0; first < segments; first += kAtOnce) {
+      float2 states[kAtOnce];
+      float4 outputs[kAtOnce];
 #pragma unroll
-  for (float& x : highest) {
-    x = -INFINITY;
-  }
-  float4 output[kColumns] = {};
-  for (int32_t first = 0; first < segments; first += room) {
-    const int32_t count = min(room, segments - first);
-    const float* from = Records(params, shape, of) + int64_t{first} * segment_floats;
-    __syncthreads();  // what lay here was read
-    for (int32_t i = thread * 4; i < count * segment_floats; i += kDecodeThreads * 4) {
-      CopyAsync16(records + i, from + i);
-    }
-    CommitCopies();
-    LetNextKernelStart();  // what it loads before its wait does not hold these up
-    WaitCopies<0>();
-    __syncthreads();
+      for (int32_t s = 0; s < kAtOnce; ++s) {
+        const float* from = record + min(first + s, segments - 1) * segment_floats;
+        states[s] = __ldcg(reinterpret_cast<const float2*>(from));
+        outputs[s] = __ldcg(reinterpret_cast<const float4*>(from + kRecordOutput + d));
+      }
+      const float before = part.highest;
 #pragma unroll
-    for (int32_t i = 0; i < kWarpQueries; ++i) {
-      const int32_t query = i * kDecodeWarps + warp;
-      if (query >= of.queries) {
-        break;
+      for (int32_t s = 0; s < kAtOnce; ++s) {
+        states[s].x = first + s < segments ? states[s].x : -INFINITY;
+        part.highest = fmaxf(part.highest, states[s].x);
       }
-      float* heads = records + query * shape.record_floats;
-      float next = highest[i];
-      for (int32_t s = lane; s < count; s += kWarpLanes) {
-        next = fmaxf(next, heads[s * segment_floats]);
-      }
-      next = MaxOverLanes<31>(next);
-      float part = 0.0f;
-      for (int32_t s = lane; s < count; s += kWarpLanes) {
-        float* head = heads + s * segment_floats;
-        const float weight = WeightOf(head[0], next);
-        part += weight * head[1];
-        head[0] = weight;
-      }
-      const float factor = WeightOf(highest[i], next);
-      sum[i] = sum[i] * factor + SumOverLanes<31>(part);
-      highest[i] = next;
-      if (lane == 0) {
-        state[query * 2] = next;
-        state[query * 2 + 1] = factor;
-      }
-    }
-    __syncthreads();
-#pragma unroll
-    for (int32_t c = 0; c < kColumns; ++c) {
-      const int32_t column = first_column + c * kDecodeThreads;
-      if (column >= columns || set >= sets) {
-        break;
-      }
-      const int32_t query = column / fours;
-      const float* record = records + query * shape.record_floats;
-      const int32_t d = kRecordOutput + column % fours * 4;
-      const float factor = state[query * 2 + 1];
+      const float factor = WeightOf(before, part.highest);
       float4 total = {0.0f, 0.0f, 0.0f, 0.0f};
-      AddScaled(total, factor, output[c]);
-#pragma unroll 8
-      for (int32_t s = set; s < count; s += sets) {
-        AddScaled(total, record[s * segment_floats],
-                  *reinterpret_cast<const float4*>(record + s * segment_floats + d));
+      AddScaled(total, factor, part.output);
+      part.sum *= factor;
+#pragma unroll
+      for (int32_t s = 0; s < kAtOnce; ++s) {
+        const float weight = WeightOf(states[s].x, part.highest);
+        part.sum += weight * states[s].y;
+        AddScaled(total, weight, outputs[s]);
       }
-      output[c] = total;
+      part.output = total;
     }
-  }
-
-  __syncthreads();
-#pragma unroll
-  for (int32_t i = 0; i < kWarpQueries; ++i) {
-    const int32_t query = i * kDecodeWarps + warp;
-    if (lane == 0 && query < of.queries) {
-      state[query * 2 + 1] = sum[i];
-    }
-  }
-  auto* of_sets = reinterpret_cast<float4*>(records);
-  if (sets > 1) {
-    of_sets[thread] = output[0];
-  }
-  __syncthreads();
-  if (set > 0) {
-    return;
-  }
-#pragma unroll
-  for (int32_t c = 0; c < kColumns; ++c) {
-    const int32_t column = first_column + c * kDecodeThreads;
-    if (column >= columns) {
-      break;
-    }
-    const int32_t query = column / fours;
-    for (int32_t other = 1; other < sets; ++other) {
-      AddScaled(output[c], 1.0f, of_sets[other * columns + column]);
-    }
-    WriteOutput(params, shape.head_dim, of.head + query, column % fours * 4,
-                {state[query * 2], state[query * 2 + 1], output[c]});
+    WriteOutput(params, shape.head_dim, of.head + query, d, part);
   }
 }
 
 // tickets: zeros, one for each row, KV head and eight queries; zeros again when the kernel ends.
 template <int32_t kDim, int32_t kBits>
 __global__ void __launch_bounds__(kDecodeThreads, DecodeStages<kDim, kBits>::kBlocks)
-    AttendDecodeKernel(const __grid_constant__ AttendDecodeParams params, int32_t* tickets) {
+    AttendDecodeKernel(const __grid_constant__ AttendDecodeParams params,
+                       const __grid_constant__ DecodeShape shape, int32_t* tickets) {
   using Stages = DecodeStages<kDim, kBits>;
   __shared__ PlanShared plan;
   constexpr int32_t kWarpUnits = kDecodeBatch / kDecodeWarps;  // of a batch, at most
   __shared__ UnitPlace places[kDecodeBatch];                   // [warp][kWarpUnits]
   std::byte* stages = SharedMemory();
-  const DecodeShape shape(params);
   const auto thread = static_cast<int32_t>(threadIdx.x);
   const int32_t warp = thread / kWarpLanes;
   const int32_t retrieval_heads = params.retrieval.layout.heads;
   const int32_t pairs = params.batch.counts[kDecodeRows] * shape.kv_heads;
-  const bool unplanned = shape.Unplanned(params.batch.max_decode_rows);
   bool waited = false;
   const auto wait = [&] {
     if (!waited) {
@@ -273,19 +194,11 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeStages<kDim, kBits>::kBl
       waited = true;
     }
   };
-  if (!unplanned && params.lists.units != nullptr) {
-    wait();  // the plan counts lists
-  }
-
   const auto items_of = [&](int32_t pair) {
-    UnitWalk walk(params, pair / shape.kv_heads, pair % shape.kv_heads);
-    if (walk.listed()) {
-      if (!waited) {
-        return shape.MostItems();  // more than there are: the block finds nothing to do
-      }
-      walk.Take();
-    }
-    return shape.Segments(walk.size()) * shape.passes;
+    const UnitWalk walk(params, pair / shape.kv_heads, pair % shape.kv_heads);
+    return (walk.listed() ? shape.MostSegments(walk.most())
+                          : shape.Segments(walk.size(), walk.most())) *
+           shape.passes;
   };
   const auto attend = [&](int32_t pair, int32_t item) {
     const int32_t row = pair / shape.kv_heads;
@@ -301,16 +214,16 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeStages<kDim, kBits>::kBl
     DecodeWarp<kDim, kBits> attention(
         params, shape, streams, streams ? kv_head - retrieval_heads : kv_head, position, stages);
     UnitWalk walk(params, row, kv_head);
-    int32_t segment_units = shape.SegmentUnits(walk.size());
-    int32_t segments = shape.Segments(walk.size());
+    int32_t segment_units = shape.SegmentUnits(walk.size(), walk.most());
+    int32_t segments = shape.Segments(walk.size(), walk.most());
     int32_t begin = segment * segment_units;
     UnitWalk::Listed looked{-1, 0};
     if (walk.listed()) {
       wait();
       looked = walk.Look(begin + thread);
       walk.Take();
-      segment_units = shape.SegmentUnits(walk.size());
-      segments = shape.Segments(walk.size());
+      segment_units = shape.SegmentUnits(walk.size(), walk.most());
+      segments = shape.Segments(walk.size(), walk.most());
       begin = segment * segment_units;
       if (segment >= segments) {
         return;
@@ -477,16 +390,16 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeStages<kDim, kBits>::kBl
       count = min(kDecodeBatch, end - first);
       codes = look_up(first, count, {-1, 0});
     }
-    if (!unplanned) {
+    if (!shape.by_ticket) {
       LetNextKernelStart();
     }
     __syncthreads();
     auto* merge = reinterpret_cast<float*>(stages);
     attention.Write(warp, merge);
     __syncthreads();
-    const bool done = unplanned && segments == 1;
+    const bool done = shape.by_ticket && segments == 1;
     MergeWarps<kDim, kBits>(params, shape, merge, of, segment, segments, done);
-    if (done || !unplanned) {
+    if (done || !shape.by_ticket) {
       return;
     }
     __syncthreads();
@@ -498,17 +411,18 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeStages<kDim, kBits>::kBl
     if (thread == 0) {
       *ticket = 0;
     }
-    CombineSegments<kDim, kBits>(params, shape, of, segments, stages);
+    CombineSegments<kDim>(params, shape, of, segments);
   };
-  ForPlannedItems<kDecodeThreads>(pairs, plan, items_of, attend, unplanned ? shape.MostItems() : 0);
+  ForPlannedItems<kDecodeThreads>(pairs, plan, items_of, attend,
+                                  shape.unplanned ? shape.MostItems() : 0);
   wait();
 }
 
 // A block of it for each row, KV head and eight queries.
 template <int32_t kDim>
 __global__ void __launch_bounds__(kDecodeThreads)
-    CombineSegmentsKernel(const __grid_constant__ AttendDecodeParams params) {
-  const DecodeShape shape(params);
+    CombineSegmentsKernel(const __grid_constant__ AttendDecodeParams params,
+                          const __grid_constant__ DecodeShape shape) {
   const auto row = static_cast<int32_t>(blockIdx.y);
   const int32_t kv_head = static_cast<int32_t>(blockIdx.x) / shape.passes;
   const int32_t pass = static_cast<int32_t>(blockIdx.x) % shape.passes;
@@ -521,7 +435,7 @@ __global__ void __launch_bounds__(kDecodeThreads)
   const DecodeQueries of{row * params.q_heads + q_head,
                          min(kDecodeQueries, params.group - pass * kDecodeQueries)};
   const auto segments = static_cast<int32_t>(Records(params, shape, of)[2]);
-  CombineSegments<kDim, 0>(params, shape, of, segments, SharedMemory());
+  CombineSegments<kDim>(params, shape, of, segments);
 }
 
 // Launches the instance for a padded head size that kDim holds.
@@ -533,16 +447,15 @@ void LaunchDecodeInstance(const AttendDecodeParams& params, int32_t* tickets, cu
   using Stages = DecodeStages<kDim, kBits>;
   const DecodeShape shape(params);
   const int64_t items = int64_t{params.batch.max_decode_rows} * shape.kv_heads * shape.MostItems();
-  const bool unplanned = shape.Unplanned(params.batch.max_decode_rows);
-  const int64_t blocks = unplanned ? items : PersistentBlocks(items, Stages::kBlocks);
+  const int64_t blocks = shape.unplanned ? items : PersistentBlocks(items, Stages::kBlocks);
   LaunchDependent("attend_decode", AttendDecodeKernel<kDim, kBits>,
                   dim3(static_cast<unsigned>(blocks)), kDecodeThreads, Stages::kBytes, stream,
-                  params, tickets);
-  if (!unplanned) {
+                  params, shape, tickets);
+  if (!shape.by_ticket) {
     LaunchDependent("attend_decode", CombineSegmentsKernel<kDim>,
                     dim3(static_cast<unsigned>(shape.kv_heads * shape.passes),
                          static_cast<unsigned>(params.batch.max_decode_rows)),
-                    kDecodeThreads, DecodeStages<kDim, 0>::kBytes, stream, params);
+                    kDecodeThreads, 0, stream, params, shape);
   }
 }
 

@@ -2,6 +2,7 @@
 // segments they are cut into. Device code but for sizes.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels/cuda/launch.cuh"
@@ -16,61 +17,73 @@ inline constexpr int32_t kDecodeQueries = 8;  // of a group, in one item
 inline constexpr int32_t kDecodeBatch = 128;  // units whose places are looked up at once
 inline constexpr int32_t kRecordOutput = 4;   // floats before a record's output
 inline constexpr int32_t kMaxSegments = 256;  // of one row and KV head
-// Of all KV heads of a row: one for each block that an H100 or H200 has at once.
-inline constexpr int32_t kWantedSegments = 264;
-inline constexpr int32_t kLeastSegmentUnits = 4;
+// As many as blocks that an H100 or H200 has at once.
+inline constexpr int32_t kWantedItems = 264;
 inline constexpr int32_t kUnplannedItems = 1056;  // that there can be; four rows of long lists
 inline constexpr int32_t kUnbounded = 0x3FFFFFFF;
 
-// What follows from the POD alone.
+// What follows from the POD alone: the host's, which kernels get.
 struct DecodeShape {
-  __host__ __device__ explicit DecodeShape(const AttendDecodeParams& params) {
+  explicit DecodeShape(const AttendDecodeParams& params) {
     const KvPageLayout& retrieval = params.retrieval.layout;
     const KvPageLayout& streaming = params.streaming.layout;
+    const int32_t rows = params.batch.max_decode_rows;
     kv_heads = retrieval.heads + streaming.heads;
     head_dim = retrieval.heads > 0 ? retrieval.head_dim : streaming.head_dim;
     padded_head_dim = PaddedHeadDim(head_dim);
     passes = DivideUp(params.group, kDecodeQueries);
-    const int32_t wanted = kWantedSegments / kv_heads;
-    wanted_segments = wanted < 16 ? 16 : wanted > kMaxSegments ? kMaxSegments : wanted;
-    int32_t most = 1;
-    if (retrieval.heads > 0) {
-      most = params.retrieval.max_pages * kPageUnits;
-    }
-    if (streaming.heads > 0) {
-      const int32_t window = DivideUp(params.streaming.sink_tokens, kUnitTokens) +
-                             params.streaming.local_tokens / kUnitTokens + 2;
-      most = most < window ? window : most;
-    }
-    const int32_t shortest = DivideUp(most, kLeastSegmentUnits);
-    max_segments = shortest < wanted_segments ? shortest : wanted_segments;
     record_floats = kRecordOutput + padded_head_dim;
+    const bool sparse = params.lists.units != nullptr;
+    const int32_t window = streaming.heads == 0
+                               ? 0
+                               : DivideUp(params.streaming.sink_tokens, kUnitTokens) +
+                                     params.streaming.local_tokens / kUnitTokens + 2;
+    const int32_t longest = retrieval.heads > 0 ? params.retrieval.max_pages * kPageUnits : 1;
+    least_units = kPageUnits;
+    if (sparse) {
+      // Beyond its budget a row reads a known number of units: a block gets one item of them.
+      const int32_t listed = params.policy.token_budget / kUnitTokens + 2 * kPageUnits;
+      const auto items = [&] {
+        return int64_t{rows} * passes *
+               (retrieval.heads * DivideUp(listed, least_units) +
+                streaming.heads * DivideUp(window, least_units));
+      };
+      while (items() > kWantedItems && least_units < std::max(listed, window)) {
+        least_units += kPageUnits;
+      }
+    }
+    max_segments = std::min(DivideUp(std::max(longest, window), least_units),
+                            std::clamp(kWantedItems / kv_heads, 16, kMaxSegments));
+    // Blocks that wait for lists should all have room at once.
+    unplanned = int64_t{rows} * kv_heads * MostItems() <= (sparse ? kWantedItems : kUnplannedItems);
+    by_ticket = unplanned || sparse;
   }
 
-  // Units of a segment of a list of `units`.
-  __host__ __device__ int32_t SegmentUnits(int32_t units) const {
-    const int32_t least = DivideUp(DivideUp(units, wanted_segments), kPageUnits) * kPageUnits;
-    return least < kLeastSegmentUnits ? kLeastSegmentUnits : least;
+  // Segments of `units`, of which there could have been `most`: at most as many as of those.
+  __host__ __device__ int32_t MostSegments(int32_t most) const {
+    const int32_t segments = DivideUp(most, least_units);
+    return segments < 1 ? 1 : segments < max_segments ? segments : max_segments;
   }
-  __host__ __device__ int32_t Segments(int32_t units) const {
-    const int32_t segments = DivideUp(units, SegmentUnits(units));
+  __host__ __device__ int32_t SegmentUnits(int32_t units, int32_t most) const {
+    const int32_t least = DivideUp(DivideUp(units, MostSegments(most)), kPageUnits) * kPageUnits;
+    return least < least_units ? least_units : least;
+  }
+  __host__ __device__ int32_t Segments(int32_t units, int32_t most) const {
+    const int32_t segments = DivideUp(units, SegmentUnits(units, most));
     return segments < 1 ? 1 : segments;
   }
 
   // The most items of a pair of a row and a KV head.
   __host__ __device__ int32_t MostItems() const { return passes * max_segments; }
-  // Whether steps with room for `rows` decode rows have so few items that they need no plan.
-  __host__ __device__ bool Unplanned(int32_t rows) const {
-    return int64_t{rows} * kv_heads * MostItems() <= kUnplannedItems;
-  }
-
   int32_t kv_heads;
   int32_t head_dim;
   int32_t padded_head_dim;
-  int32_t passes;           // items that share a segment's keys
-  int32_t wanted_segments;  // of a long list
-  int32_t max_segments;     // of any list, at most wanted_segments
-  int32_t record_floats;    // four of its head (attend_decode.cuh), then the output
+  int32_t passes;         // items that share a segment's keys
+  int32_t least_units;    // of a segment that is not the last
+  int32_t max_segments;   // of any list
+  int32_t record_floats;  // four of its head (attend_decode.cuh), then the output
+  bool unplanned;         // so few items that a grid has a block for each that there can be
+  bool by_ticket;         // blocks have few items: the last to end combines, else a second kernel
 };
 
 // The 16-token units that a row and KV head read, in order. What it is made of no kernel writes
@@ -88,11 +101,11 @@ class UnitWalk {
       const int32_t oldest = max(0, tokens - lane.local_tokens) / kUnitTokens;
       listed_ = min(DivideUp(lane.sink_tokens, kUnitTokens), newest_ + 1);
       rest_ = max(listed_, oldest);
-      size_ = listed_ + max(0, newest_ + 1 - rest_);
+      most_ = size_ = listed_ + max(0, newest_ + 1 - rest_);
       return;
     }
     if (params.lists.units == nullptr || ReadsAll(params.policy, tokens)) {
-      size_ = newest_ + 1;
+      most_ = size_ = newest_ + 1;
       return;
     }
     const int64_t list = int64_t{params.batch.row_slot[row]} * params.lists.slot_lists +
@@ -103,6 +116,8 @@ class UnitWalk {
     const int32_t unit_tokens = params.policy.unit_tokens;
     forced_ = FirstForcedNewestUnit(tokens, unit_tokens);
     shift_ = unit_tokens == 64 ? 2 : unit_tokens == 32 ? 1 : 0;
+    LayOut(capacity_, 0);
+    most_ = size_;
     LayOut(capacity_, min(capacity_, (newest_ >> shift_) + 1 - forced_));
   }
 
@@ -140,6 +155,9 @@ class UnitWalk {
   }
 
   __device__ int32_t size() const { return size_; }
+  // The most units that a walk of this position can have, also before Take(); but a list that names
+  // none stands for all.
+  __device__ int32_t most() const { return most_; }
 
   // A place in the list, and what stands there.
   struct Listed {
@@ -181,6 +199,7 @@ class UnitWalk {
   int32_t listed_ = 0;  // 16-token units of the list, or [0, listed); then from rest on
   int32_t rest_ = 0;
   int32_t size_ = 0;
+  int32_t most_ = 0;
 };
 
 // A unit of one KV head.

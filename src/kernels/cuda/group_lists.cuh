@@ -51,30 +51,41 @@ struct GroupValues {
   int32_t shift;
 };
 
-// from_of(i) for i below `count` to `to`; past the barrier at its end. All threads of the block.
-template <typename FromOf>
-__device__ void CopyValues(float* to, int32_t count, FromOf from_of) {
+// `count` numbers to shared memory; whole: both addresses are multiples of 16. Past the barrier at
+// its end. All threads of the block.
+__device__ inline void CopyValues(float* to, const float* from, int32_t count, bool whole) {
   __syncthreads();  // what lay there was read
+  const int32_t in_fours = whole ? count / 4 * 4 : 0;
 #pragma unroll 1
-  for (auto i = static_cast<int32_t>(threadIdx.x); i < count; i += kScoreThreads) {
-    CopyAsync4(to + i, from_of(i));
+  for (int32_t i = static_cast<int32_t>(threadIdx.x) * 4; i < in_fours; i += kScoreThreads * 4) {
+    CopyAsync16(to + i, from + i);
+  }
+#pragma unroll 1
+  for (int32_t i = in_fours + static_cast<int32_t>(threadIdx.x); i < count; i += kScoreThreads) {
+    CopyAsync4(to + i, from + i);
   }
   CommitCopies();
   WaitCopies<0>();
   __syncthreads();
 }
 
-// How many of `count` numbers in shared memory are above, or with kReach not below, `than`; the
-// same for each of the 4 threads that ask together.
-template <bool kReach, typename T>
-__device__ int32_t CountAbove(const T* numbers, int32_t count, T than) {
-  int32_t above = 0;
-#pragma unroll 2
-  for (int32_t i = static_cast<int32_t>(threadIdx.x) % 4; i < count; i += 4) {
-    above += (kReach ? numbers[i] >= than : numbers[i] > than) ? 1 : 0;
+// Adds the numbers of a thread that `hits` has a bit for, item_of(bit), behind the first *taken of
+// `items`, which has room for `room`; *taken counts also what finds none. All lanes of a warp.
+template <typename T, typename ItemOf>
+__device__ __forceinline__ void AddHits(uint32_t hits, T* items, int32_t room, int32_t* taken,
+                                        ItemOf item_of) {
+  const auto lane = static_cast<int32_t>(threadIdx.x) % kWarpLanes;
+  const int32_t own = __popc(hits);
+  const int32_t inclusive = SumUpToLane(own, lane);
+  int32_t place = lane == kWarpLanes - 1 ? atomicAdd(taken, inclusive) : 0;
+  place = __shfl_sync(kWholeWarp, place, kWarpLanes - 1) + inclusive - own;
+#pragma unroll 1
+  for (; hits != 0; hits &= hits - 1) {
+    if (place < room) {
+      items[place] = item_of(__ffs(static_cast<int32_t>(hits)) - 1);
+    }
+    ++place;
   }
-  above += __shfl_xor_sync(kWholeWarp, above, 1);
-  return above + __shfl_xor_sync(kWholeWarp, above, 2);
 }
 
 // The `places` first units of [1, end), ascending, to `list`; false if too many come into question.
@@ -84,9 +95,11 @@ __device__ inline bool KeepByGroups(const float* scores, const GroupValues& valu
   const auto thread = static_cast<int32_t>(threadIdx.x);
   const int32_t warp = thread / kWarpLanes;
   constexpr int32_t kWarps = kScoreThreads / kWarpLanes;
+  constexpr int32_t kInTurn = 8;   // a thread's values whose loads do not wait for each other
+  constexpr int32_t kOfMask = 32;  // a thread's values that a mask has bits for
   const auto load = [&](int32_t first) {
     const int32_t count = min(values.size - first, kValuesAtOnce);
-    CopyValues(shared.values, count, [&](int32_t i) { return values.from + first + i; });
+    CopyValues(shared.values, values.from + first, count, values.shift > 0);
     if (values.shift == 0 && first == 0 && thread == 0) {
       shared.values[0] = -INFINITY;  // unit 0 does not compete; a group's maximum leaves it out
     }
@@ -99,15 +112,19 @@ __device__ inline bool KeepByGroups(const float* scores, const GroupValues& valu
   float highest = -INFINITY;
   for (int32_t first = 0; first < values.size; first += kValuesAtOnce) {
     const int32_t count = load(first);
-#pragma unroll 2
-    for (int32_t i = thread; i < count; i += kScoreThreads) {
-      highest = fmaxf(highest, shared.values[i]);
+#pragma unroll 1
+    for (int32_t base = thread; base < count; base += kInTurn * kScoreThreads) {
+#pragma unroll
+      for (int32_t i = 0; i < kInTurn; ++i) {
+        const int32_t at = base + i * kScoreThreads;
+        highest = fmaxf(highest, at < count ? shared.values[at] : -INFINITY);
+      }
     }
   }
   shared.highest[thread] = highest;
   __syncwarp();
   int32_t reaching = 0;
-#pragma unroll 2
+#pragma unroll
   for (int32_t i = 0; i < kWarpLanes; i += 4) {
     const float4 others = *reinterpret_cast<const float4*>(shared.highest + warp * kWarpLanes + i);
     reaching += (others.x >= highest ? 1 : 0) + (others.y >= highest ? 1 : 0) +
@@ -122,31 +139,26 @@ __device__ inline bool KeepByGroups(const float* scores, const GroupValues& valu
   const float bound =
       fminf(fminf(shared.bounds[0], shared.bounds[1]), fminf(shared.bounds[2], shared.bounds[3]));
 
-  // What reaches the bound: units themselves, or groups and what of their units does.
-  const auto add_candidate = [&](float score, int32_t unit) {
-    const int32_t place = atomicAdd(&shared.candidates_taken, 1);
-    if (place < kMaxGroupCandidates) {
-      shared.candidates[place] = RankOf(OrderedBits(score), unit);
-    }
-  };
+  // Groups whose value reaches the bound, and what of their units does.
   for (int32_t first = 0; first < values.size; first += kValuesAtOnce) {
     const int32_t count = values.size <= kValuesAtOnce ? values.size : load(first);
-#pragma unroll 2
-    for (int32_t i = thread; i < count; i += kScoreThreads) {
-      const float value = shared.values[i];
-      if (value < bound) {
-        continue;
-      }
-      if (values.shift == 0) {
-        if (i > 0) {
-          add_candidate(value, i);
+#pragma unroll 1
+    for (int32_t of_mask = 0; of_mask < count; of_mask += kOfMask * kScoreThreads) {
+      uint32_t hits = 0;
+#pragma unroll 1
+      for (int32_t turn = 0; turn < kOfMask; turn += kInTurn) {
+        const int32_t base = of_mask + turn * kScoreThreads + thread;
+#pragma unroll
+        for (int32_t i = 0; i < kInTurn; ++i) {
+          const int32_t at = base + i * kScoreThreads;
+          hits |= at < count && shared.values[at] >= bound ? 1u << i << turn : 0u;
         }
-        continue;
+        if (base - thread + kInTurn * kScoreThreads >= count) {
+          break;
+        }
       }
-      const int32_t place = atomicAdd(&shared.groups_taken, 1);
-      if (place < kMaxCandidateGroups) {
-        shared.groups[place] = first + i;
-      }
+      AddHits(hits, shared.groups, kMaxCandidateGroups, &shared.groups_taken,
+              [&](int32_t bit) { return first + of_mask + bit * kScoreThreads + thread; });
     }
   }
   __syncthreads();
@@ -154,42 +166,63 @@ __device__ inline bool KeepByGroups(const float* scores, const GroupValues& valu
     return false;
   }
   const int32_t in_groups = shared.groups_taken << values.shift;
-  const auto unit_of = [&](int32_t i) {
-    return (shared.groups[i >> values.shift] << values.shift) + (i & ((1 << values.shift) - 1));
-  };
-  if (in_groups > 0) {
-    CopyValues(shared.values, in_groups, [&](int32_t i) { return scores + unit_of(i); });
+  const float* found = values.shift == 0 ? shared.values : scores;
+  constexpr int32_t kScoresInTurn = 4;
 #pragma unroll 1
-    for (int32_t i = thread; i < in_groups; i += kScoreThreads) {
-      const int32_t unit = unit_of(i);
-      if (shared.values[i] >= bound && unit > 0 && unit < end) {
-        add_candidate(shared.values[i], unit);
-      }
+  for (int32_t base = thread; base - thread < in_groups; base += kScoresInTurn * kScoreThreads) {
+    int32_t units[kScoresInTurn];
+    float of_units[kScoresInTurn];
+#pragma unroll
+    for (int32_t i = 0; i < kScoresInTurn; ++i) {
+      const int32_t at = min(base + i * kScoreThreads, in_groups - 1);
+      units[i] =
+          (shared.groups[at >> values.shift] << values.shift) + (at & ((1 << values.shift) - 1));
+      of_units[i] = found[min(units[i], end - 1)];
     }
-    __syncthreads();
+    uint32_t hits = 0;
+#pragma unroll
+    for (int32_t i = 0; i < kScoresInTurn; ++i) {
+      const bool competes = base + i * kScoreThreads < in_groups && units[i] > 0 && units[i] < end;
+      hits |= competes && of_units[i] >= bound ? 1u << i : 0u;
+    }
+    AddHits(hits, shared.candidates, kMaxGroupCandidates, &shared.candidates_taken,
+            [&](int32_t bit) {
+              float score = of_units[0];
+              int32_t unit = units[0];
+#pragma unroll
+              for (int32_t i = 1; i < kScoresInTurn; ++i) {
+                score = bit == i ? of_units[i] : score;
+                unit = bit == i ? units[i] : unit;
+              }
+              return RankOf(OrderedBits(score), unit);
+            });
   }
+  __syncthreads();
   const int32_t candidates = shared.candidates_taken;
   if (candidates > kMaxGroupCandidates) {
     return false;
   }
 #pragma unroll 1
-  for (int32_t first = 0; first < candidates; first += kScoreThreads / 4) {
-    const int32_t i = first + thread / 4;
-    const uint64_t rank = shared.candidates[min(i, candidates - 1)];
-    const int32_t better = CountAbove<false>(shared.candidates, candidates, rank);
-    if (better < places && thread % 4 == 0 && i < candidates) {
+  for (int32_t i = thread; i < candidates; i += kScoreThreads) {
+    const uint64_t rank = shared.candidates[i];
+    int32_t better = 0;
+#pragma unroll 8
+    for (int32_t other = 0; other < candidates; ++other) {
+      better += shared.candidates[other] > rank ? 1 : 0;
+    }
+    if (better < places) {
       shared.kept[better] = UnitOf(rank);
     }
   }
   __syncthreads();
-#pragma unroll 1
-  for (int32_t first = 0; first < places; first += kScoreThreads / 4) {
-    const int32_t i = first + thread / 4;
-    const int32_t unit = shared.kept[min(i, places - 1)];
-    const int32_t from_there = CountAbove<true>(shared.kept, places, unit);
-    if (thread % 4 == 0 && i < places) {
-      list[places - from_there] = unit;
+  if (thread < places) {
+    const int32_t unit = shared.kept[thread];
+    int32_t before = 0;
+#pragma unroll 8
+    for (int32_t other = 0; other < places; ++other) {
+      before += shared.kept[other] < unit ? 1 : 0;
     }
+    list[before] = unit;
   }
   return true;
 }
