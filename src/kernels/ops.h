@@ -305,6 +305,9 @@ struct AttendDecodeParams {
   RetrievalLane retrieval;
   StreamingLane streaming;
   UnitLists lists;  // lists.units null: dense
+  // As SelectUnits has it, which then goes before: a list that is not due stands since an earlier
+  // step and may be read while that runs. Null: every list may be new.
+  const int32_t* prompt_tokens = nullptr;
   SelectionPolicy policy;
   DType dtype;
   int32_t q_heads;

@@ -259,6 +259,7 @@ void LlamaRunner::ForEachAttentionOp(Pass pass, bool sample, size_t layer, Visit
                                   .retrieval = retrieval,
                                   .streaming = streaming,
                                   .lists = lists,
+                                  .prompt_tokens = prompt_tokens_.As<int32_t>(),
                                   .policy = mode_.policy,
                                   .dtype = forward_.dtype(),
                                   .q_heads = forward_.q_heads(),

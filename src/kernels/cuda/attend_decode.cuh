@@ -219,7 +219,9 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeStages<kDim, kBits>::kBl
     int32_t begin = segment * segment_units;
     UnitWalk::Listed looked{-1, 0};
     if (walk.listed()) {
-      wait();
+      if (!waited && !walk.Stands(params, row)) {
+        wait();
+      }
       looked = walk.Look(begin + thread);
       walk.Take();
       segment_units = shape.SegmentUnits(walk.size(), walk.most());

@@ -8,6 +8,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/page_layout.cuh"
 #include "kernels/cuda/warp.cuh"
+#include "kernels/cuda/work_plan.cuh"
 
 namespace lserve::cuda {
 
@@ -123,6 +124,19 @@ class UnitWalk {
 
   // Whether a list says what is read.
   __device__ bool listed() const { return ids_ != nullptr; }
+
+  // Whether it stands since an earlier step: its turn has not come, and it has a count, which
+  // whoever makes it writes last. May be asked before the wait.
+  __device__ bool Stands(const AttendDecodeParams& params, int32_t row) const {
+    const SelectionPolicy& policy = params.policy;
+    if (policy.reuse_interval == 1 || policy.reuse_distance > 0.0f ||
+        params.prompt_tokens == nullptr) {
+      return false;
+    }
+    const int32_t generated =
+        params.batch.row_position[row] - params.prompt_tokens[params.batch.row_slot[row]];
+    return generated % policy.reuse_interval != 0 && LoadAcquired(count_) >= 0;
+  }
 
   // Reads how long the list is and which of it are newest units, in one turn if it is full.
   __device__ void Take() {

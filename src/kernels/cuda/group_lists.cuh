@@ -227,17 +227,25 @@ __device__ inline bool KeepByGroups(const float* scores, const GroupValues& valu
   return true;
 }
 
-// Whether blocks that begin late could take a list for due, or not, by a count that this kernel has
-// written: then counts come when all blocks are done.
-__device__ inline bool CountsComeLast(const SelectUnitsParams& params) {
-  return params.policy.reuse_interval > 1 && params.policy.reuse_distance <= 0.0f;
+// Whether lists are made whose counts come when all blocks are done, because a block that begins
+// late could otherwise take a list for due, or not, by a count that this kernel has written. Before
+// any has; the same for all blocks. All threads of the block.
+__device__ inline bool CountsComeLast(const SelectUnitsParams& params, int32_t pairs) {
+  if (params.policy.reuse_interval == 1 || params.policy.reuse_distance > 0.0f) {
+    return false;
+  }
+  bool due = false;
+  for (auto index = static_cast<int32_t>(threadIdx.x); index < pairs; index += kScoreThreads) {
+    due = due || IsDue(params, SelectionPair(params, index), index);
+  }
+  return __syncthreads_or(due ? 1 : 0) != 0;
 }
 
 // The list of pair `index`, whose scores and maxima are there. rehearses: goes through the code
 // without a list; reads what may be anything. All threads of the block.
 template <int32_t kGroupPages>
 __device__ void MakeList(const SelectUnitsParams& params, const SelectionPair& pair, int32_t index,
-                         bool rehearses, GroupListShared& shared) {
+                         bool rehearses, bool counted, GroupListShared& shared) {
   // log2 of a group's tokens
   constexpr int32_t kGroupBits = 6 + (kGroupPages == 4 ? 2 : kGroupPages == 2 ? 1 : 0);
   const ListParts parts(params.policy, pair.tokens);
@@ -258,7 +266,7 @@ __device__ void MakeList(const SelectUnitsParams& params, const SelectionPair& p
     KeepByBits(scores, parts.newest, places, list, shared.bits);
   }
   if (!rehearses) {
-    FinishList<kScoreThreads>(params, pair, parts, index, !CountsComeLast(params));
+    FinishList<kScoreThreads>(params, pair, parts, index, counted);
   }
 }
 
@@ -268,8 +276,13 @@ __device__ void MakeList(const SelectUnitsParams& params, const SelectionPair& p
 // turn left in the first-level cache goes when AwaitCount acquires. All threads of the block.
 template <typename Scorer>
 __device__ void MakeLists(const SelectUnitsParams& params, int32_t pairs, int32_t maker,
-                          int32_t makers, int32_t* tickets, GroupListShared& shared) {
-  bool rehearses = maker < pairs;
+                          int32_t makers, bool last_counts, int32_t* tickets,
+                          GroupListShared& shared) {
+  bool rehearses = maker < pairs && (params.policy.reuse_distance > 0.0f ||
+                                     IsDue(params, SelectionPair(params, maker), maker));
+  if (!rehearses) {
+    WaitForEarlierKernels();
+  }
   for (int32_t index = maker; index < pairs;) {
     const SelectionPair pair(params, index);
     if (!rehearses) {
@@ -283,7 +296,7 @@ __device__ void MakeLists(const SelectUnitsParams& params, int32_t pairs, int32_
       }
       __syncthreads();
     }
-    MakeList<Scorer::kGroupPages>(params, pair, index, rehearses, shared);
+    MakeList<Scorer::kGroupPages>(params, pair, index, rehearses, !last_counts, shared);
     __syncthreads();  // before the next one's
     if (rehearses) {
       WaitForEarlierKernels();
@@ -292,16 +305,13 @@ __device__ void MakeLists(const SelectUnitsParams& params, int32_t pairs, int32_
       index += makers;
     }
   }
-  if (maker >= pairs) {
-    WaitForEarlierKernels();
-  }
 }
 
 // What is left when a block has made its lists: the counts of rows that read all, and those that
 // come last. ticket: zero, and zero again when the kernel ends. All threads of every block.
-__device__ inline void CountLists(const SelectUnitsParams& params, int32_t pairs, int32_t* ticket) {
+__device__ inline void CountLists(const SelectUnitsParams& params, int32_t pairs, bool last_counts,
+                                  int32_t* ticket) {
   const auto blocks = static_cast<int32_t>(gridDim.x);
-  const bool last_counts = CountsComeLast(params);
   if (last_counts) {
     __syncthreads();
     const bool last = threadIdx.x == 0 && DrawTickets(ticket, 1) == blocks - 1;

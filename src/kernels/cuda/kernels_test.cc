@@ -316,7 +316,7 @@ TEST_F(CudaKernelsTest, ListsOfLongContextsAreTheBestOfTheirScores) {
   constexpr int32_t kPool = 251;
   constexpr int32_t kMaxPages = 16384;
   constexpr int32_t kMaxUnits = kMaxPages * 4;
-  constexpr int32_t kGroup = 3;
+  constexpr int32_t kMaxGroup = 9;
   constexpr int32_t kRows = 4;
   const std::vector<int32_t> tokens = {1048570, 131152, 131168, 300003};
   std::mt19937 random(11);
@@ -336,15 +336,22 @@ TEST_F(CudaKernelsTest, ListsOfLongContextsAreTheBestOfTheirScores) {
   std::vector<int32_t> table(static_cast<size_t>(kRows * kMaxPages));
   const Buffer device_pages = Upload(pages);
   const Buffer open = Upload(Values(22, kRows * kLayout.open().page_bytes() / 2));
-  const Buffer q = Upload(Values(23, int64_t{kRows} * kLayout.heads * kGroup * kLayout.head_dim));
+  const Buffer q =
+      Upload(Values(23, int64_t{kRows} * kLayout.heads * kMaxGroup * kLayout.head_dim));
   const Buffer prompts = Upload(std::vector<int32_t>(kRows, 0));
   struct Run {
     int32_t rows;
     int32_t interval;
     bool asks;  // for scores
   };
-  for (const auto& [budget, used_pages] :
-       {std::pair{512, kPool}, std::pair{1024, 1}, std::pair{8192, kPool}}) {
+  struct Lists {
+    int32_t budget;
+    int32_t used_pages;
+    int32_t group;
+  };
+  for (const auto& [budget, used_pages, group] :
+       {Lists{512, kPool, 3}, Lists{512, kPool, kMaxGroup}, Lists{1024, 1, 3},
+        Lists{8192, kPool, 3}}) {
     const int32_t capacity = budget / 16;
     for (int32_t& place : table) {
       place = static_cast<int32_t>(random() % static_cast<uint32_t>(used_pages));
@@ -381,8 +388,8 @@ TEST_F(CudaKernelsTest, ListsOfLongContextsAreTheBestOfTheirScores) {
       params.scores = asks ? device_scores.As<float>() : nullptr;
       params.policy = {budget, 16, interval};
       params.dtype = DType::kBFloat16;
-      params.q_heads = kLayout.heads * kGroup;
-      params.group = kGroup;
+      params.q_heads = kLayout.heads * group;
+      params.group = group;
       const Buffer workspace =
           backend_->Allocate(backend_->ops().select_units.workspace_bytes(params)).value();
       params.workspace = workspace.data();

@@ -23,6 +23,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/page_layout.cuh"
 #include "kernels/cuda/select_units.cuh"
+#include "kernels/cuda/sketch_ring.cuh"
 #include "kernels/cuda/warp.cuh"
 
 namespace lserve::cuda {
@@ -43,24 +44,19 @@ class PageScorer {
  public:
   static constexpr int32_t kTiles = kDim / 16;
   static constexpr bool kExact = kDim <= 128;  // smaller head sizes have an instance of their own
-  // Shared memory of a warp: a ring of kSets pages' boxes and codes. The second page of a set lies
-  // 16 bytes aside, in other banks.
-  static constexpr int32_t kStages = kSets == 2 ? 2 : 3;
-  static constexpr int32_t kPageBytes = 20 * kDim;
-  static constexpr int32_t kPageStride = kPageBytes + 16;
-  static constexpr int32_t kStageBytes = kSets * kPageStride;
-  // A warp's pages of a turn, whose units are a group.
+  using Ring = SketchRing<kDim, kSets>;
+  // What the plan counts is a warp's step: a group of pages, whose units have a maximum together.
+  // Of kSketch there are whole turns of all warps, and where the open page is scored one more, in
+  // which the warps share its units.
   static constexpr int32_t kGroupPages = kScore == PageScore::kMinMax ? 4 : kSets;
-  // What the plan counts: kMinMax four pages; kSketch a page, in whole turns of all warps, and
-  // where the open one is scored a turn in which the warps share its units.
-  static constexpr int32_t kTurn = kScore == PageScore::kMinMax ? kScoreWarps : kScoreWarps * kSets;
+  static constexpr int32_t kTurn = kScoreWarps;
   static __device__ int32_t StepsOf(const SelectUnitsParams& params, const SelectionPair& pair) {
     const int32_t pages = PagesOf(params, pair);
     if (kScore == PageScore::kMinMax) {
       return DivideUp(pages, kGroupPages);
     }
     const int32_t closed = min(pages, (pair.tokens - 1) / kPageTokens);
-    return (DivideUp(closed, kTurn) + (pages > closed ? 1 : 0)) * kTurn;
+    return (DivideUp(closed, kGroupPages * kTurn) + (pages > closed ? 1 : 0)) * kTurn;
   }
   // Where the caller does not ask for the scores, only units that compete have some.
   static __device__ int32_t PagesOf(const SelectUnitsParams& params, const SelectionPair& pair) {
@@ -79,21 +75,32 @@ class PageScorer {
         pair_(pair),
         stages_(stages),
         open_scores_(open_scores),
-        maxima_(maxima),
+        maxima_(Uniform(maxima)),
         waited_(waited),
+        queries_(Uniform(pair.Queries(params))),
         lane_(static_cast<int32_t>(threadIdx.x) % kWarpLanes),
         head_dim_(params.retrieval.layout.head_dim),
         padded_(params.retrieval.layout.padded_head_dim),
         open_page_((pair.tokens - 1) / kPageTokens),
         pages_(PagesOf(params, pair)),
-        newest_unit_(ListParts(params.policy, pair.tokens).newest),
+        newest_unit_(Uniform(ListParts(params.policy, pair.tokens).newest)),
         settled_pages_((pair.tokens - 1) % kPageTokens == 0 ? open_page_ - 1 : open_page_),
         scale_(1.0f / sqrtf(static_cast<float>(head_dim_))),
-        scores_(UnitScores(params, pair.row * params.retrieval.layout.heads + pair.head)),
-        unit_shift_(UnitBits(params.policy) - 4),
-        sketches_(params.retrieval.pages + params.retrieval.layout.stats_offset(pair.head) +
-                  lane_ * 16),
-        page_bytes_(static_cast<uint32_t>(params.retrieval.layout.page_bytes())) {}
+        scores_(Uniform(UnitScores(params, pair.row * params.retrieval.layout.heads + pair.head))),
+        unit_shift_(Uniform(UnitBits(params.policy) - 4)),
+        sketches_(
+            Uniform(params.retrieval.pages + params.retrieval.layout.stats_offset(pair.head))),
+        page_bytes_(static_cast<uint32_t>(params.retrieval.layout.page_bytes())) {
+    const int32_t set = OwnSet();
+    const bool stores = lane_ % 8 * kSets == set * 4 && IsFirstOfUnit(lane_ / 8);
+    lane_unit_ = Kept((set * kPageUnits + lane_ / 8) >> unit_shift_ | (stores ? kStores : 0));
+    const int32_t row = lane_ % 8;
+    const int32_t matrix = lane_ / 8;
+    const int32_t padded = kExact ? kDim : padded_;
+    lane_box_ = Kept(row / (kQueries / kSets) * Ring::kPageStride + matrix * 16);
+    lane_ends_ = Kept((kSets == 2 ? row / 4 * Ring::kPageStride : 0) + row / 2 % 2 * 2 * padded +
+                      (matrix / 2 * 2 + row % 2) * 32 + matrix % 2 * 16);
+  }
 
   // Steps [begin, end) of the pair; all threads of the block.
   __device__ void Run(int32_t begin, int32_t end) {
@@ -105,15 +112,12 @@ class PageScorer {
         ScoreMinMax(page, end_page);
       }
     } else {
-      const int32_t first = begin + warp * kSets;
-      const int32_t left = min(end, min(pages_, open_page_)) - begin;
-      const int32_t in_last_turn = left % kTurn - warp * kSets;
-      const int32_t pages = left / kTurn * kSets + min(max(in_last_turn, 0), kSets);
-      if (left > 0 && pages > 0) {
-        ScoreClosed(first, pages);
+      const int32_t first = kGroupPages * (begin + warp);
+      const int32_t end_page = min(kGroupPages * end, min(pages_, open_page_));
+      if (first < end_page) {
+        ScoreClosed(first, end_page);
       }
-      if (pages_ > open_page_ && end > open_page_ && end % kTurn == 0 &&
-          end == StepsOf(params_, pair_)) {
+      if (pages_ > open_page_ && end == StepsOf(params_, pair_)) {
         ScoreOpenKeys(warp);
       }
     }
@@ -150,13 +154,14 @@ class PageScorer {
     }
   }
 
-  // The group's query `first + r`: of each tile kPairs pairs of elements, the i-th i * kStep from
+  // The group's query `first + r`, or the last one in place of one that does not exist; zeros if
+  // `first` does not: of each tile kPairs pairs of elements, the i-th i * kStep from
   // `lane_dim` on.
   template <int32_t kStep, int32_t kPairs>
   __device__ void LoadQuery(int32_t first, int32_t lane_dim, uint32_t (&q)[kTiles][kPairs]) const {
-    const int32_t query = first + lane_ / 4 % (kQueries / kSets);
-    const uint16_t* from = pair_.Queries(params_) + (query * head_dim_ + lane_dim);
-    const int32_t elements = query < params_.group ? head_dim_ - lane_dim : 0;
+    const int32_t query = min(first + lane_ / 4 % (kQueries / kSets), params_.group - 1);
+    const uint16_t* from = Kept(queries_ + (query * head_dim_ + lane_dim));
+    const int32_t elements = first < params_.group ? head_dim_ - lane_dim : 0;
     ForTiles([&](int32_t t) {
 #pragma unroll
       for (int32_t i = 0; i < kPairs; ++i) {
@@ -193,9 +198,12 @@ class PageScorer {
     const float up = ScaleToFloat16(q_, [this](auto visit) { ForTiles(visit); });
 #pragma unroll
     for (int32_t e = 0; e < 2; ++e) {
-      factors_[e] = __shfl_sync(kWholeWarp, up, ColumnQuery(e) * 4);
+      factors_[e] = __shfl_sync(kWholeWarp, up, ColumnQuery(e) * 4) * scale_;
     }
   }
+
+  // The page, of those of a step, of the lane's columns of C.
+  __device__ int32_t OwnSet() const { return lane_ % 4 * 2 / (kQueries / kSets); }
 
   // The query, of those in a product, of the lane's columns of C.
   __device__ int32_t ColumnQuery(int32_t e) const {
@@ -226,9 +234,13 @@ class PageScorer {
     return MaxOverLanes<kOverColumns>(best);
   }
 
+  __device__ bool IsFirstOfUnit(int32_t logical) const {
+    return (logical & ((1 << unit_shift_) - 1)) == 0;
+  }
+
   // score: of the logical page `logical` and, in larger units, of the others of its unit.
   __device__ void StoreUnit(int32_t page, int32_t logical, float score, bool store) const {
-    if (store && (logical & ((1 << unit_shift_) - 1)) == 0) {
+    if (store && IsFirstOfUnit(logical)) {
       scores_[(page * kPageUnits + logical) >> unit_shift_] = score;
     }
   }
@@ -239,13 +251,13 @@ class PageScorer {
     return unit >= 1 && unit < newest_unit_ ? score : -INFINITY;
   }
 
-  // highest: of what competes in the group, of those over the lanes of kMask.
+  // highest: of what competes in a group, of those over the lanes of kMask.
   template <uint32_t kMask>
-  __device__ void StoreGroup(int32_t first_page, float highest) const {
+  __device__ void StoreGroup(uint32_t group, float highest) const {
     if (maxima_ != nullptr) {
       highest = MaxOverLanes<kMask>(highest);
       if (lane_ == 0) {
-        maxima_[first_page / kGroupPages] = highest;
+        maxima_[group] = highest;
       }
     }
   }
@@ -313,100 +325,83 @@ class PageScorer {
       StoreUnit(page, logical, score, in_run < pages && lane_ % 4 == 0);
       highest = fmaxf(highest, in_run < pages ? IfCompeting(page, logical, score) : -INFINITY);
     }
-    StoreGroup<kOverRows>(first_page, highest);
+    StoreGroup<kOverRows>(static_cast<uint32_t>(first_page) / kGroupPages, highest);
   }
 
   // ---- kSketch
 
-  // `pages` closed pages: kSets from `begin` on, and as many a turn later.
-  __device__ void ScoreClosed(int32_t begin, int32_t pages) {
+  // Closed pages, a step's from `first` on, and as many a turn later, below `end`, which `first`
+  // is.
+  __device__ void ScoreClosed(int32_t first, int32_t end) {
+    constexpr int32_t kStages = Ring::kStages;
+    constexpr int32_t kTurnPages = kScoreWarps * kSets;
     const int32_t* table =
-        params_.retrieval.table + int64_t{pair_.slot} * params_.retrieval.max_pages + begin;
-    const auto place_of = [](int32_t i) { return i / kSets * kTurn + i % kSets; };
-    const auto id_of = [&](int32_t i) {
-      return i < pages ? static_cast<uint32_t>(table[place_of(i)]) : 0u;
+        Uniform(params_.retrieval.table + int64_t{pair_.slot} * params_.retrieval.max_pages);
+    // Where there are fewer pages left than a step has, the last one takes their place.
+    const auto find_pages = [&](int32_t page, uint32_t(&ids)[kSets]) {
+#pragma unroll
+      for (int32_t i = 0; i < kSets; ++i) {
+        ids[i] = page < end ? static_cast<uint32_t>(table[min(page + i, end - 1)]) : 0u;
+      }
     };
-    // Lane i knows the place of page i, mod kWarpLanes, of those being fetched and of the next.
-    uint32_t ids = id_of(lane_);
-    uint32_t next_ids = id_of(lane_ + kWarpLanes);
+    Ring ring(stages_, kExact ? Ring::kPageBytes : 20 * padded_);
+    const auto fill = [&](int32_t stage, int32_t page, const uint32_t(&ids)[kSets]) {
+      ring.Fill(stage, page >= end, [&](int32_t i) {
+        return sketches_ + static_cast<uint64_t>(Uniform(ids[i])) * page_bytes_;
+      });
+    };
+    uint32_t first_ids[kStages][kSets];
 #pragma unroll
     for (int32_t i = 0; i < kStages; ++i) {
-      const int32_t last = min((i + 1) * kSets, pages) - 1;
-      if (begin + place_of(last) >= settled_pages_) {
-        Wait();
-      }
-      FetchSketches(ids, i * kSets, pages, i);
+      find_pages(first + i * kTurnPages, first_ids[i]);
     }
-    constexpr int32_t kFetched = kStages * kSets;
-    int32_t stage = 0;
-    for (int32_t i = Rehearses() ? -kSets : 0; i < pages; i += kSets) {
-      if (i >= 0) {
-        Wait();
-        WaitCopies<kStages - 1>();
-      }
-      if (first_query_ < 0) {
-        TakeQueries(i < 0 ? params_.group : 0);  // the former does not exist: nothing is read
-        first_query_ = 0;
-      }
-      __syncwarp();
-      ScoreSketches(begin + place_of(i), i < 0 ? 0 : min(kSets, pages - i),
-                    stages_ + stage * kStageBytes);
-      __syncwarp();
-      if (i < 0) {
-        first_query_ = -1;
-        continue;
-      }
-      const int32_t fetched = i + kFetched;
-      if (fetched % kWarpLanes == 0) {
-        ids = next_ids;
-        next_ids = id_of(fetched + kWarpLanes + lane_);
-      }
-      FetchSketches(ids, fetched, pages, stage);
-      stage = stage + 1 == kStages ? 0 : stage + 1;
-    }
-  }
-
-  const __device__ std::byte* SketchOf(uint32_t page_id) const {
-    return sketches_ + static_cast<uint64_t>(page_id) * page_bytes_;
-  }
-
-  // Begins the copies of the pages `first` on, of `pages`, and closes their group.
-  __device__ void FetchSketches(uint32_t ids, int32_t first, int32_t pages, int32_t stage) const {
 #pragma unroll
-    for (int32_t set = 0; set < kSets; ++set) {
-      if (first + set >= pages) {
+    for (int32_t i = 0; i < kStages; ++i) {
+      const int32_t page = first + i * kTurnPages;
+      if (page < end && min(page + kSets, end) > settled_pages_) {
+        Wait();
+      }
+      fill(i, page, first_ids[i]);
+    }
+    for (bool rehearses = Rehearses();; rehearses = false) {
+      if (!rehearses) {
+        Wait();
+      }
+      TakeQueries(rehearses ? params_.group : 0);  // the former does not exist: nothing is read
+      first_query_ = 0;
+      for (int32_t page = Uniform(first); page < end; page += kTurnPages) {
+        if (!rehearses) {
+          ring.Wait();
+        }
+        const int32_t upcoming = page + kStages * kTurnPages;
+        uint32_t ids[kSets];
+        find_pages(upcoming, ids);
+        ScoreSketches(page, rehearses ? 0 : min(kSets, end - page), ring.address());
+        if (rehearses) {
+          break;
+        }
+        __syncwarp();
+        fill(ring.stage(), upcoming, ids);
+        ring.Advance();
+      }
+      if (!rehearses) {
         break;
       }
-      const std::byte* from = SketchOf(__shfl_sync(kWholeWarp, ids, first + set));
-      std::byte* to = stages_ + stage * kStageBytes + set * kPageStride + lane_ * 16;
-      const int32_t bytes = kExact ? kPageBytes : 20 * padded_;
-#pragma unroll
-      for (int32_t at = 0; at < kPageBytes; at += kWarpLanes * 16) {
-        if (at + lane_ * 16 < bytes) {
-          CopyAsync16(to + at, from + at);
-        }
-      }
     }
-    CommitCopies();
+    ring.End();
   }
 
-  // data: the boxes and codes of `pages` pages from first_page on. Row r of B is of
-  // query r % (8 / kSets) and page r / (8 / kSets).
-  __device__ void ScoreSketches(int32_t first_page, int32_t pages, const std::byte* data) {
-    constexpr int32_t kSetQueries = kQueries / kSets;
+  // data: shared address of the boxes and codes of the step's pages, of which there are `pages`.
+  // Row r of B is of query r % (8 / kSets) and page r / (8 / kSets).
+  __device__ void ScoreSketches(int32_t first_page, int32_t pages, uint32_t data) {
+    constexpr int32_t kPageStride = Ring::kPageStride;
     const int32_t padded = kExact ? kDim : padded_;
-    // Where the rows of matrices lie that a lane names: of boxes, 8 dims each.
-    const int32_t row = lane_ % 8;
-    const int32_t matrix = lane_ / 8;
-    const std::byte* box = data + row / kSetQueries * kPageStride + matrix * 16;
-    // Row by row: two tiles of lo, two of hi, and those of the second page.
-    const std::byte* ends = data + (kSets == 2 ? row / 4 * kPageStride : 0) +
-                            row / 2 % 2 * 2 * padded + (matrix / 2 * 2 + row % 2) * 32 +
-                            matrix % 2 * 16;
-    const std::byte* codes = data + 4 * padded + lane_ * 16;
-    const int32_t own_set = lane_ % 4 * 2 / kSetQueries;  // of the lane's columns of C
+    const uint32_t box = data + lane_box_;
+    const uint32_t ends = data + lane_ends_;
+    const uint32_t codes = data + 4 * padded + lane_ * 16;
+    const int32_t own_set = OwnSet();
     float best = -INFINITY;
-    ForQueries([&](int32_t queries) {
+    ForQueries([&](int32_t /*queries*/) {
       uint32_t weights[kTiles][2];  // of a half of tiles t and t + 1: at t + half
       // The queries as A, two tiles in rows r and r + 8: of each column one half is of use.
       float of_ends[4] = {};
@@ -433,17 +428,20 @@ class PageScorer {
       // Lane 4r + c has q lo (c even) or q hi of query r and page c / 2: the middle of cells 0.
       float middle = (of_ends[0] + of_ends[3]) * (lane_ % 2 == 0 ? 0.875f : 0.125f);
       middle += __shfl_xor_sync(kWholeWarp, middle, 1);
-      // From row r to the columns; minus infinity for queries that do not exist.
+      // From row r to the columns.
       float rests[2];
 #pragma unroll
       for (int32_t e = 0; e < 2; ++e) {
         const float of_query =
             __shfl_sync(kWholeWarp, middle, ColumnQuery(e) * 4 + (kSets == 2 ? own_set * 2 : 0));
-        rests[e] = ColumnQuery(e) < queries ? of_query * factors_[e] : -INFINITY;
+        rests[e] = of_query * factors_[e];
       }
       uint32_t words[kSets][4];
-      float scores[kPageUnits];
-#pragma unroll
+      float scores[kPageUnits] = {};
+      // Rolled where units do not share words: what a warp goes through is then half as long, and
+      // instructions come slower than they are executed.
+      constexpr int32_t kUnrolled = kExact && kTiles % 8 != 0 ? kPageUnits : 2;
+#pragma unroll kUnrolled
       for (int32_t unit = 0; unit < kPageUnits; ++unit) {
         float sums[4];  // of weights and codes, over 2^24; of tokens r + 8 four times that
 #pragma unroll
@@ -476,16 +474,26 @@ class PageScorer {
           best_of[e] =
               fmaxf(rests[e] + sums[e] * per_code, rests[e] + sums[2 + e] * (per_code * 0.25f));
         }
-        scores[unit] = fmaxf(best_of[0], best_of[1]);
+#pragma unroll
+        for (int32_t i = 0; i + 1 < kPageUnits; ++i) {
+          scores[i] = scores[i + 1];
+        }
+        scores[kPageUnits - 1] = fmaxf(best_of[0], best_of[1]);
       }
       best = fmaxf(best, OverUnits(scores));
     });
-    const float score =
-        StorePage(first_page + own_set, best, lane_ % 8 * kSets == own_set * 4 && own_set < pages);
+    // A step begins with a unit. One lane of each unit stores; they and no others are asked for the
+    // maximum of all.
+    const int32_t unit = (first_page * kPageUnits >> unit_shift_) + (lane_unit_ & ~kStores);
+    const float score = OfUnit(best);
+    const bool exists = kSets == 1 ? pages > 0 : own_set < pages;
+    if (exists && (lane_unit_ & kStores) != 0) {
+      scores_[unit] = score;
+    }
     if (pages > 0) {
-      StoreGroup<kSets == 2 ? 2 | 8 | 16 : 8 | 16>(
-          first_page,
-          own_set < pages ? IfCompeting(first_page + own_set, lane_ / 8, score) : -INFINITY);
+      const bool competes = exists && unit >= 1 && unit < newest_unit_;
+      constexpr uint32_t kOver = kSets == 2 ? 2 | 8 | 16 : 8 | 16;
+      StoreGroup<kOver>(static_cast<uint32_t>(first_page) / kSets, competes ? score : -INFINITY);
     }
   }
 
@@ -559,20 +567,18 @@ class PageScorer {
     }
     __syncthreads();
     if (unit == 0) {
-      StorePage(open_page_, open_scores_[lane_ / 8], lane_ % 8 == 0);
+      StoreUnit(open_page_, lane_ / 8, OfUnit(open_scores_[lane_ / 8] * scale_), lane_ % 8 == 0);
     }
   }
 
-  // best: of logical page lane / 8. The score of its unit.
-  __device__ float StorePage(int32_t page, float best, bool store) const {
-    float score = best * scale_;
+  // score: of logical page lane / 8. That of its unit.
+  __device__ float OfUnit(float score) const {
     if (unit_shift_ >= 1) {
       score = MaxOverLanes<8>(score);
+      if (unit_shift_ == 2) {
+        score = MaxOverLanes<16>(score);
+      }
     }
-    if (unit_shift_ == 2) {
-      score = MaxOverLanes<16>(score);
-    }
-    StoreUnit(page, lane_ / 8, score, store);
     return score;
   }
 
@@ -582,6 +588,7 @@ class PageScorer {
   float (&open_scores_)[kPageUnits];
   float* maxima_;
   bool& waited_;
+  const uint16_t* queries_;
   int32_t lane_;
   int32_t head_dim_;
   int32_t padded_;
@@ -591,11 +598,18 @@ class PageScorer {
   int32_t settled_pages_;  // closed before this step
   float scale_;
   float* scores_;
-  int32_t unit_shift_;         // log2 of logical pages in a unit
-  const std::byte* sketches_;  // the lane's first bytes of the head's, in page 0 of the pool
+  int32_t unit_shift_;  // log2 of logical pages in a unit
+  // kSketch: of the lane's logical page in a step, and kStores if the lane stores the unit's score.
+  int32_t lane_unit_;
+  static constexpr int32_t kStores = 1 << 8;
+  // kSketch: where in a stage the rows of matrices lie that the lane names: of boxes, 8 dims each;
+  // of their ends row by row two tiles of lo, two of hi, and those of the second page.
+  int32_t lane_box_;
+  int32_t lane_ends_;
+  const std::byte* sketches_;  // of the head, in page 0 of the pool
   uint32_t page_bytes_;
   int32_t first_query_ = -1;  // that q_ has
-  float factors_[2] = {};     // kSketch: of the queries of the lane's columns of C
+  float factors_[2] = {};     // kSketch: of scores with the queries of the lane's columns of C
   uint32_t q_[kTiles][kScore == PageScore::kMinMax ? 4 : 2];
 };
 

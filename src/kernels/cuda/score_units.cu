@@ -1,5 +1,5 @@
 // Scores of units, and where lists are short the lists: the blocks of a grid share the pages of the
-// due rows and heads, a warp takes those of a turn at a time (page_scorer.cuh), and the last blocks
+// due rows and heads, a warp takes those of a step at a time (page_scorer.cuh), and the last blocks
 // of the grid make the lists (group_lists.cuh). These wait for a count of each row's and head's
 // steps: all blocks have room at once, or those that score come first and end.
 //
@@ -16,14 +16,11 @@
 namespace lserve::cuda {
 namespace {
 
-constexpr int32_t kShortShare = 64;  // steps of a block
-constexpr int32_t kMakers = 32;      // of lists, at most
+constexpr int32_t kShortShare = 8;  // turns of a block
+constexpr int32_t kMakers = 32;     // of lists, at most
 
 template <int32_t kDim, PageScore kScore, int32_t kSets>
-constexpr int32_t kRingBytes =
-    kScore == PageScore::kSketch
-        ? PageScorer<kDim, kScore, kSets>::kStages* PageScorer<kDim, kScore, kSets>::kStageBytes
-        : 0;
+constexpr int32_t kRingBytes = kScore == PageScore::kSketch ? SketchRing<kDim, kSets>::kBytes : 0;
 
 // The warps' rings; a list is made in their place.
 template <int32_t kDim, PageScore kScore, int32_t kSets>
@@ -43,10 +40,12 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks<kDim, kScore>)
   const int32_t pairs = params.batch.counts[kDecodeRows] * params.retrieval.layout.heads;
   const auto block = static_cast<int32_t>(blockIdx.x);
   const auto grid = static_cast<int32_t>(gridDim.x) - makers;
+  int32_t* grid_ticket = tickets + MaxPairs(params);
+  const bool last_counts = makers > 0 && CountsComeLast(params, pairs);
   if (block >= grid) {
-    MakeLists<Scorer>(params, pairs, block - grid, makers, tickets,
+    MakeLists<Scorer>(params, pairs, block - grid, makers, last_counts, tickets,
                       *reinterpret_cast<GroupListShared*>(SharedMemory()));
-    CountLists(params, pairs, tickets + MaxPairs(params));
+    CountLists(params, pairs, last_counts, grid_ticket);
     return;
   }
   std::byte* stages = SharedMemory() + static_cast<int32_t>(threadIdx.x) / kWarpLanes *
@@ -66,19 +65,26 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks<kDim, kScore>)
     }
     // All blocks as much, in turns. A block that goes from one pair to the next begins anew; where
     // shares are short, what it has of a second pair goes to a block of its own.
-    const bool apart = count <= grid / 8 && steps <= grid * kShortShare;
-    const int32_t share =
-        DivideUp(DivideUp(steps, apart ? grid - count : grid), Scorer::kTurn) * Scorer::kTurn;
-    const int32_t sharing = DivideUp(steps, share);
-    int32_t begin = block * share;
-    int32_t end = min(begin + share, steps);
-    if (block >= sharing) {
-      const int32_t second = block - sharing + 1;
-      if (!apart || second >= count) {
-        continue;
-      }
+    const int32_t turns = DivideUp(steps, Scorer::kTurn);
+    const bool apart = count <= grid / 8 && turns <= grid * kShortShare;
+    const int32_t sharing = apart ? grid - count : grid;
+    const auto cut = [&](int32_t place) {
+      const auto turn = static_cast<uint32_t>(place) * static_cast<uint32_t>(turns) /
+                        static_cast<uint32_t>(sharing);
+      return min(static_cast<int32_t>(turn) * Scorer::kTurn, steps);
+    };
+    int32_t begin = 0;
+    int32_t end = 0;
+    if (block < sharing) {
+      begin = cut(block);
+      end = cut(block + 1);
+    } else if (const int32_t second = block - sharing + 1; second < count) {
       begin = plan.first_item[second];
-      end = min(DivideUp(begin, share) * share, plan.first_item[second + 1]);
+      const auto turn = static_cast<uint32_t>(DivideUp(begin, Scorer::kTurn));
+      const auto next_cut =
+          (turn * static_cast<uint32_t>(sharing) + static_cast<uint32_t>(turns) - 1) /
+          static_cast<uint32_t>(turns);
+      end = min(cut(static_cast<int32_t>(next_cut)), plan.first_item[second + 1]);
     }
     while (begin < end) {
       const int32_t planned = PlannedPair(plan, count, begin);
@@ -102,7 +108,7 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks<kDim, kScore>)
     WaitForEarlierKernels();
   }
   if (makers > 0) {
-    CountLists(params, pairs, tickets + MaxPairs(params));
+    CountLists(params, pairs, last_counts, grid_ticket);
   }
 }
 

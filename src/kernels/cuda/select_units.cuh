@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/page_layout.cuh"
+#include "kernels/cuda/work_plan.cuh"
 #include "kernels/ops.h"
 
 namespace lserve::cuda {
@@ -124,10 +125,16 @@ struct ListParts {
   int32_t newest;
 };
 
-// Says that a list has been made, of `kept` units. By one thread.
+// Says that a list has been made, of `kept` units. By one thread, after a barrier behind what the
+// others wrote.
 __device__ inline void CountList(const SelectUnitsParams& params, const SelectionPair& pair,
                                  int32_t kept) {
-  params.lists.counts[pair.list] = kept;
+  int32_t* count = params.lists.counts + pair.list;
+  if (params.policy.reuse_interval > 1) {  // steps that reuse the list do not wait for this kernel
+    StoreReleased(count, kept);
+  } else {
+    *count = kept;
+  }
   if (params.lists.made != nullptr) {
     atomicAdd(reinterpret_cast<unsigned long long*>(params.lists.made + pair.list), 1ull);
   }
@@ -143,8 +150,11 @@ __device__ void FinishList(const SelectUnitsParams& params, const SelectionPair&
   if (thread <= parts.units - parts.newest) {  // at most 5 are forced besides unit 0
     list[thread == 0 ? 0 : parts.places() + thread] = thread == 0 ? 0 : parts.newest + thread - 1;
   }
-  if (thread == 0 && counted) {
-    CountList(params, pair, parts.kept);
+  if (counted) {
+    __syncthreads();
+    if (thread == 0) {
+      CountList(params, pair, parts.kept);
+    }
   }
   if (params.lists.queries != nullptr) {
     const int32_t elements = params.group * params.retrieval.layout.head_dim;

@@ -22,10 +22,17 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
 
+// A place in shared memory.
+struct SharedPlace {
+  __device__ __forceinline__ SharedPlace(uint32_t place) : address(place) {}
+  __device__ __forceinline__ SharedPlace(const void* place) : address(SharedAddress(place)) {}
+
+  uint32_t address;
+};
+
 // 16 bytes, past the first-level cache; both addresses are multiples of 16.
-__device__ __forceinline__ void CopyAsync16(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(SharedAddress(shared)),
-               "l"(global)
+__device__ __forceinline__ void CopyAsync16(SharedPlace shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(shared.address), "l"(global)
                : "memory");
 }
 
@@ -55,10 +62,10 @@ __device__ __forceinline__ void WaitCopies() {
 
 // Four 8x8 matrices of 2-byte elements; lane l gives the address of row l % 8 of matrix l / 8 and
 // gets columns 2c, 2c + 1 of row r of each.
-__device__ __forceinline__ void LoadMatrices(uint32_t (&regs)[4], const void* row) {
+__device__ __forceinline__ void LoadMatrices(uint32_t (&regs)[4], SharedPlace row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(regs[0]), "=r"(regs[1]), "=r"(regs[2]), "=r"(regs[3])
-               : "r"(SharedAddress(row))
+               : "r"(row.address)
                : "memory");
 }
 
@@ -128,6 +135,34 @@ __device__ __forceinline__ __half2 AsHalf2(uint32_t pair) {
 }
 __device__ __forceinline__ uint32_t FromHalf2(__half2 pair) {
   return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// What all lanes have alike, or lane 0 alone and the others 0, in a register of the warp's own: the
+// compiler sees that it is the same everywhere.
+__device__ __forceinline__ uint32_t Uniform(uint32_t x) { return __reduce_or_sync(kWholeWarp, x); }
+__device__ __forceinline__ int32_t Uniform(int32_t x) {
+  return static_cast<int32_t>(Uniform(static_cast<uint32_t>(x)));
+}
+// An address in global memory.
+template <typename T>
+__device__ __forceinline__ T* Uniform(T* x) {
+  const auto bits = __cvta_generic_to_global(x);
+  return static_cast<T*>(
+      __cvta_global_to_generic(uint64_t{Uniform(static_cast<uint32_t>(bits >> 32))} << 32 |
+                               Uniform(static_cast<uint32_t>(bits))));
+}
+
+// x, computed here once: the compiler does not see what it is made of.
+__device__ __forceinline__ int32_t Kept(int32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+// An address in global memory.
+template <typename T>
+__device__ __forceinline__ T* Kept(T* x) {
+  auto bits = __cvta_generic_to_global(x);
+  asm volatile("" : "+l"(bits));
+  return static_cast<T*>(__cvta_global_to_generic(bits));
 }
 
 // The sum over the lanes up to this one.

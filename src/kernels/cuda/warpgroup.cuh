@@ -1,5 +1,5 @@
-// Names for what Hopper's warpgroups are made of: products that read shared memory (wgmma), bulk
-// copies, barriers in shared memory. Architecture 90a only; device code.
+// Names for what Hopper's warpgroups are made of: products that read shared memory (wgmma), named
+// barriers. Architecture 90a only; device code.
 //
 // A warpgroup is four warps, the first a multiple of four; its products are 64 rows, of which warp
 // w has rows 16 w to 16 w + 15. Fragments of A (registers) and the accumulators are those of
@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/bulk_copy.cuh"
 #include "kernels/cuda/warp.cuh"
 
 namespace lserve::cuda {
@@ -167,57 +168,11 @@ __device__ __forceinline__ void MultiplyMnMajor(float (&d)[64], const uint32_t (
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
 }
 
-// ---- Barriers in shared memory
+// ---- Prefetch
 
-__device__ __forceinline__ void InitBarrier(uint64_t* barrier, int32_t arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(SharedAddress(barrier)),
-               "r"(arrivals)
-               : "memory");
-}
-// Makes initialised barriers known to the copy engine.
-__device__ __forceinline__ void FenceBarrierInit() {
-  asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
-}
-__device__ __forceinline__ void Arrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(SharedAddress(barrier))
-               : "memory");
-}
-// Arrives; the phase also waits for so many bytes of bulk copies.
-__device__ __forceinline__ void ArriveExpecting(uint64_t* barrier, int32_t bytes) {
-  asm volatile(
-      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(SharedAddress(barrier)),
-      "r"(bytes)
-      : "memory");
-}
-// Until the phase of this parity is over; of a new barrier the phase before the first (1) is.
-__device__ __forceinline__ void WaitPhase(uint64_t* barrier, uint32_t parity) {
-  asm volatile(
-      "{.reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;}\n" ::"r"(SharedAddress(barrier)),
-      "r"(parity)
-      : "memory");
-}
-
-// ---- Copies
-
-// Contiguous bytes, a multiple of 16, both addresses too.
-__device__ __forceinline__ void CopyBulk(void* shared, const void* global, int32_t bytes,
-                                         uint64_t* barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::
-          "r"(SharedAddress(shared)),
-      "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(SharedAddress(barrier))
-      : "memory");
-}
 // The 128 bytes around an address, to the second-level cache alone.
 __device__ __forceinline__ void PrefetchLine(const void* global) {
   asm volatile("prefetch.global.L2 [%0];\n" ::"l"(__cvta_generic_to_global(global)));
-}
-// This thread's stores to shared memory before it, for products and bulk copies after it.
-__device__ __forceinline__ void FenceAsyncProxy() {
-  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
 }
 
 // ---- Warpgroups

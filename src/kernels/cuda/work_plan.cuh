@@ -88,12 +88,20 @@ __device__ __forceinline__ int32_t DrawTickets(int32_t* tickets, int32_t count) 
 __device__ __forceinline__ void Announce(int32_t* count, int32_t more) {
   asm volatile("red.release.gpu.global.add.s32 [%0], %1;\n" ::"l"(count), "r"(more) : "memory");
 }
+// A number; who has seen it sees what was written before it was stored by StoreReleased.
+__device__ __forceinline__ int32_t LoadAcquired(const int32_t* from) {
+  int32_t seen;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\n" : "=r"(seen) : "l"(from) : "memory");
+  return seen;
+}
+__device__ __forceinline__ void StoreReleased(int32_t* to, int32_t number) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;\n" ::"l"(to), "r"(number) : "memory");
+}
+
 // Waits until the count is `wanted`, which blocks announce that run or will run.
 __device__ __forceinline__ void AwaitCount(const int32_t* count, int32_t wanted) {
-  int32_t seen;
-  do {
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\n" : "=r"(seen) : "l"(count) : "memory");
-  } while (seen != wanted);
+  while (LoadAcquired(count) != wanted) {
+  }
 }
 
 // Calls work(pair, item of the pair) for this block's share of the items of `pairs` pairs. Which
