@@ -34,7 +34,8 @@ constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // block first calls WaitForEarlierKernels(), which returns when the kernel before has ended and
 // what it wrote can be read. A kernel ends after its blocks and these after their wait, so the
 // kernels before that one have ended too: by induction there is nothing earlier left to read from
-// or to overwrite under. That holds only if every block waits, also one that has nothing to do.
+// or to overwrite under. That holds only if every block waits, also one that has nothing to do; or
+// one of each grid, where the others write nothing.
 //
 // Before its wait a block may read what no kernel writes while a step runs: its parameters, weights
 // (a packed weight is complete when PackLinear returns), the arrays of the batch, page tables and

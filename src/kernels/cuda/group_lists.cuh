@@ -227,18 +227,23 @@ __device__ inline bool KeepByGroups(const float* scores, const GroupValues& valu
   return true;
 }
 
-// Whether lists are made whose counts come when all blocks are done, because a block that begins
-// late could otherwise take a list for due, or not, by a count that this kernel has written. Before
-// any has; the same for all blocks. All threads of the block.
-__device__ inline bool CountsComeLast(const SelectUnitsParams& params, int32_t pairs) {
-  if (params.policy.reuse_interval == 1 || params.policy.reuse_distance > 0.0f) {
-    return false;
+// Whether a list is due, or could be where queries are judged by their distance; the same for all
+// blocks, also for one that begins late if counts come last. All threads of the block.
+__device__ inline bool AnyIsDue(const SelectUnitsParams& params, int32_t pairs) {
+  if (params.policy.reuse_distance > 0.0f) {
+    return true;
   }
   bool due = false;
   for (auto index = static_cast<int32_t>(threadIdx.x); index < pairs; index += kScoreThreads) {
     due = due || IsDue(params, SelectionPair(params, index), index);
   }
   return __syncthreads_or(due ? 1 : 0) != 0;
+}
+
+// Whether counts come when all blocks are done: a block that begins late could otherwise take a
+// list for due, or not, by a count that this kernel has written.
+__device__ inline bool CountsComeLast(const SelectUnitsParams& params) {
+  return params.policy.reuse_interval > 1 && params.policy.reuse_distance <= 0.0f;
 }
 
 // The list of pair `index`, whose scores and maxima are there. rehearses: goes through the code

@@ -232,7 +232,17 @@ class Appender {
 
     float low[8] = {};
     float high[8] = {};
+    float2 turns[8] = {};
     if (active) {
+      if (!is_value) {  // asked for together with what they turn
+        const float* angles = params_.angles + int64_t{row} * dim + 2 * first;
+#pragma unroll
+        for (int32_t i = 0; i < 8; ++i) {
+          if (i < count) {
+            turns[i] = __ldcg(reinterpret_cast<const float2*>(angles) + i);
+          }
+        }
+      }
       const auto* source = static_cast<const uint16_t*>(params_.qkv) + row * QkvStride() +
                            int64_t{head} * dim + first;
       LoadEight(source, count, whole_, low);
@@ -262,16 +272,12 @@ class Appender {
       return;
     }
     if (!is_value) {
-      const float* angles = params_.angles + int64_t{row} * dim + 2 * first;
 #pragma unroll
       for (int32_t i = 0; i < 8; ++i) {
-        if (i < count) {
-          const float2 turn = __ldcg(reinterpret_cast<const float2*>(angles) + i);
-          const float x = low[i];
-          const float y = high[i];
-          low[i] = x * turn.x - y * turn.y;
-          high[i] = y * turn.x + x * turn.y;
-        }
+        const float x = low[i];
+        const float y = high[i];
+        low[i] = x * turns[i].x - y * turns[i].y;
+        high[i] = y * turns[i].x + x * turns[i].y;
       }
     }
     uint16_t* to =

@@ -41,7 +41,11 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks<kDim, kScore>)
   const auto block = static_cast<int32_t>(blockIdx.x);
   const auto grid = static_cast<int32_t>(gridDim.x) - makers;
   int32_t* grid_ticket = tickets + MaxPairs(params);
-  const bool last_counts = makers > 0 && CountsComeLast(params, pairs);
+  const bool due = AnyIsDue(params, pairs);
+  if (!due && blockIdx.x != gridDim.x - 1) {
+    return;  // the last block waits for all
+  }
+  const bool last_counts = makers > 0 && due && CountsComeLast(params);
   if (block >= grid) {
     MakeLists<Scorer>(params, pairs, block - grid, makers, last_counts, tickets,
                       *reinterpret_cast<GroupListShared*>(SharedMemory()));
