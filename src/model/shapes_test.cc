@@ -41,6 +41,7 @@ struct Device {
   DType dtype = DType::kBFloat16;
   KvFormat format = KvFormat::kBFloat16;
   PageScore score = PageScore::kMinMax;
+  int32_t token_budget = 128;
 };
 
 class Instance {
@@ -57,7 +58,7 @@ class Instance {
     mode.local_tokens = 48;
     mode.score = device.score;
     mode.kv_format = device.format;
-    mode.policy = {.token_budget = 128, .unit_tokens = 16, .reuse_interval = 1};
+    mode.policy = {.token_budget = device.token_budget, .unit_tokens = 16, .reuse_interval = 1};
     RunnerOptions options;
     options.max_model_len = 1024;
     options.max_num_seqs = 3;
@@ -151,14 +152,21 @@ TEST(RandomTokens, ChunksDoNotShow) {
 }
 
 TEST(RandomTokens, MakeTheSameCacheOnEveryBackend) {
-  for (const KvFormat format : {KvFormat::kBFloat16, KvFormat::kInt4}) {
-    const Device ref{"ref", DType::kBFloat16, format, PageScore::kSketch};
-    const std::vector<float> want = Instance(ref).LogitsBehindRandom(391, 512, 2);
-    for (const std::string& backend : OtherBackends()) {
-      SCOPED_TRACE(backend);
-      ExpectClose(Instance({backend, DType::kBFloat16, format, PageScore::kSketch})
-                      .LogitsBehindRandom(391, 512, 2),
-                  want);
+  // All of it is read, and on a CPU a selection as well. Random units score so much alike that a
+  // GPU, whose sums round in another order, may rightly keep others, which shows in the logits.
+  for (const int32_t budget : {1024, 128}) {
+    for (const KvFormat format : {KvFormat::kBFloat16, KvFormat::kInt4}) {
+      const auto logits = [&](const std::string& backend) {
+        return Instance({backend, DType::kBFloat16, format, PageScore::kSketch, budget})
+            .LogitsBehindRandom(391, 512, 2);
+      };
+      const std::vector<float> want = logits("ref");
+      for (const std::string& backend : OtherBackends()) {
+        SCOPED_TRACE(backend);
+        if (budget == 1024 || backend == "cpu") {
+          ExpectClose(logits(backend), want);
+        }
+      }
     }
   }
 }

@@ -3,11 +3,12 @@
 // A list is cut into segments whose length depends on the list and the POD alone; a persistent grid
 // takes (row, KV head, eight of its queries, segment) items. In a block each warp walks its own
 // units with its own ring of asynchronous copies (decode_warp.cuh), and the warps' softmaxes meet
-// at the end of the segment, whose record it writes. In steps of few rows a block has one item: it
-// draws a ticket then, and whoever draws the last one for these queries combines the records; a
-// list of one segment is done without. Where a block has many items, each ticket would hold up the
-// next one's loads, and a second kernel combines. All sums have a fixed order, so a row's result
-// depends neither on its batch nor on which block that is.
+// at the end of the segment, whose record it writes. In steps of few rows, and where rows read
+// lists, a block has few items: it draws a ticket after each, and whoever draws the last one for
+// these queries combines the records; a list of one segment is done without. Where a block has many
+// items, each ticket would hold up the next one's loads, and a second kernel combines. All sums
+// have a fixed order, so a row's result depends neither on the other rows nor on which block that
+// is; that of a list or window depends on how many rows the POD has room for.
 //
 // Before its wait a block looks up its first item and fetches what no kernel of the step writes.
 // The RopeAppend before writes the newest token of the row, that is its newest unit; and when this
@@ -196,9 +197,7 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeStages<kDim, kBits>::kBl
   };
   const auto items_of = [&](int32_t pair) {
     const UnitWalk walk(params, pair / shape.kv_heads, pair % shape.kv_heads);
-    return (walk.listed() ? shape.MostSegments(walk.most())
-                          : shape.Segments(walk.size(), walk.most())) *
-           shape.passes;
+    return (walk.listed() ? shape.MostSegments(walk) : shape.Segments(walk)) * shape.passes;
   };
   const auto attend = [&](int32_t pair, int32_t item) {
     const int32_t row = pair / shape.kv_heads;
@@ -214,8 +213,8 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeStages<kDim, kBits>::kBl
     DecodeWarp<kDim, kBits> attention(
         params, shape, streams, streams ? kv_head - retrieval_heads : kv_head, position, stages);
     UnitWalk walk(params, row, kv_head);
-    int32_t segment_units = shape.SegmentUnits(walk.size(), walk.most());
-    int32_t segments = shape.Segments(walk.size(), walk.most());
+    int32_t segment_units = shape.SegmentUnits(walk);
+    int32_t segments = shape.Segments(walk);
     int32_t begin = segment * segment_units;
     UnitWalk::Listed looked{-1, 0};
     if (walk.listed()) {
@@ -224,8 +223,8 @@ __global__ void __launch_bounds__(kDecodeThreads, DecodeStages<kDim, kBits>::kBl
       }
       looked = walk.Look(begin + thread);
       walk.Take();
-      segment_units = shape.SegmentUnits(walk.size(), walk.most());
-      segments = shape.Segments(walk.size(), walk.most());
+      segment_units = shape.SegmentUnits(walk);
+      segments = shape.Segments(walk);
       begin = segment * segment_units;
       if (segment >= segments) {
         return;

@@ -23,70 +23,6 @@ inline constexpr int32_t kWantedItems = 264;
 inline constexpr int32_t kUnplannedItems = 1056;  // that there can be; four rows of long lists
 inline constexpr int32_t kUnbounded = 0x3FFFFFFF;
 
-// What follows from the POD alone: the host's, which kernels get.
-struct DecodeShape {
-  explicit DecodeShape(const AttendDecodeParams& params) {
-    const KvPageLayout& retrieval = params.retrieval.layout;
-    const KvPageLayout& streaming = params.streaming.layout;
-    const int32_t rows = params.batch.max_decode_rows;
-    kv_heads = retrieval.heads + streaming.heads;
-    head_dim = retrieval.heads > 0 ? retrieval.head_dim : streaming.head_dim;
-    padded_head_dim = PaddedHeadDim(head_dim);
-    passes = DivideUp(params.group, kDecodeQueries);
-    record_floats = kRecordOutput + padded_head_dim;
-    const bool sparse = params.lists.units != nullptr;
-    const int32_t window = streaming.heads == 0
-                               ? 0
-                               : DivideUp(params.streaming.sink_tokens, kUnitTokens) +
-                                     params.streaming.local_tokens / kUnitTokens + 2;
-    const int32_t longest = retrieval.heads > 0 ? params.retrieval.max_pages * kPageUnits : 1;
-    least_units = kPageUnits;
-    if (sparse) {
-      // Beyond its budget a row reads a known number of units: a block gets one item of them.
-      const int32_t listed = params.policy.token_budget / kUnitTokens + 2 * kPageUnits;
-      const auto items = [&] {
-        return int64_t{rows} * passes *
-               (retrieval.heads * DivideUp(listed, least_units) +
-                streaming.heads * DivideUp(window, least_units));
-      };
-      while (items() > kWantedItems && least_units < std::max(listed, window)) {
-        least_units += kPageUnits;
-      }
-    }
-    max_segments = std::min(DivideUp(std::max(longest, window), least_units),
-                            std::clamp(kWantedItems / kv_heads, 16, kMaxSegments));
-    // Blocks that wait for lists should all have room at once.
-    unplanned = int64_t{rows} * kv_heads * MostItems() <= (sparse ? kWantedItems : kUnplannedItems);
-    by_ticket = unplanned || sparse;
-  }
-
-  // Segments of `units`, of which there could have been `most`: at most as many as of those.
-  __host__ __device__ int32_t MostSegments(int32_t most) const {
-    const int32_t segments = DivideUp(most, least_units);
-    return segments < 1 ? 1 : segments < max_segments ? segments : max_segments;
-  }
-  __host__ __device__ int32_t SegmentUnits(int32_t units, int32_t most) const {
-    const int32_t least = DivideUp(DivideUp(units, MostSegments(most)), kPageUnits) * kPageUnits;
-    return least < least_units ? least_units : least;
-  }
-  __host__ __device__ int32_t Segments(int32_t units, int32_t most) const {
-    const int32_t segments = DivideUp(units, SegmentUnits(units, most));
-    return segments < 1 ? 1 : segments;
-  }
-
-  // The most items of a pair of a row and a KV head.
-  __host__ __device__ int32_t MostItems() const { return passes * max_segments; }
-  int32_t kv_heads;
-  int32_t head_dim;
-  int32_t padded_head_dim;
-  int32_t passes;         // items that share a segment's keys
-  int32_t least_units;    // of a segment that is not the last
-  int32_t max_segments;   // of any list
-  int32_t record_floats;  // four of its head (attend_decode.cuh), then the output
-  bool unplanned;         // so few items that a grid has a block for each that there can be
-  bool by_ticket;         // blocks have few items: the last to end combines, else a second kernel
-};
-
 // The 16-token units that a row and KV head read, in order. What it is made of no kernel writes
 // while a step runs, except for a list, which Take() brings after the wait (device.cuh).
 class UnitWalk {
@@ -172,6 +108,8 @@ class UnitWalk {
   // The most units that a walk of this position can have, also before Take(); but a list that names
   // none stands for all.
   __device__ int32_t most() const { return most_; }
+  // Whether it is known, before Take(), to be all units.
+  __device__ bool whole() const { return most_ == newest_ + 1; }
 
   // A place in the list, and what stands there.
   struct Listed {
@@ -214,6 +152,73 @@ class UnitWalk {
   int32_t rest_ = 0;
   int32_t size_ = 0;
   int32_t most_ = 0;
+};
+
+// What follows from the POD alone: the host's, which kernels get.
+struct DecodeShape {
+  explicit DecodeShape(const AttendDecodeParams& params) {
+    const KvPageLayout& retrieval = params.retrieval.layout;
+    const KvPageLayout& streaming = params.streaming.layout;
+    const int32_t rows = params.batch.max_decode_rows;
+    kv_heads = retrieval.heads + streaming.heads;
+    head_dim = retrieval.heads > 0 ? retrieval.head_dim : streaming.head_dim;
+    padded_head_dim = PaddedHeadDim(head_dim);
+    passes = DivideUp(params.group, kDecodeQueries);
+    record_floats = kRecordOutput + padded_head_dim;
+    const bool sparse = params.lists.units != nullptr;
+    const int32_t window = streaming.heads == 0
+                               ? 0
+                               : DivideUp(params.streaming.sink_tokens, kUnitTokens) +
+                                     params.streaming.local_tokens / kUnitTokens + 2;
+    const int32_t longest = retrieval.heads > 0 ? params.retrieval.max_pages * kPageUnits : 1;
+    least_units = kPageUnits;
+    if (sparse) {
+      // Beyond its budget a row reads a known number of units: a block gets one item of them.
+      const int32_t listed = params.policy.token_budget / kUnitTokens + 2 * kPageUnits;
+      const auto items = [&] {
+        return int64_t{rows} * passes *
+               (retrieval.heads * DivideUp(listed, least_units) +
+                streaming.heads * DivideUp(window, least_units));
+      };
+      while (items() > kWantedItems && least_units < std::max(listed, window)) {
+        least_units += kPageUnits;
+      }
+    }
+    max_segments = std::min(DivideUp(std::max(longest, window), kPageUnits),
+                            std::clamp(kWantedItems / kv_heads, 16, kMaxSegments));
+    // Blocks that wait for lists should all have room at once.
+    unplanned = int64_t{rows} * kv_heads * MostItems() <= (sparse ? kWantedItems : kUnplannedItems);
+    by_ticket = unplanned || sparse;
+  }
+
+  // The most segments of a walk, the units of one, and how many there are.
+  __device__ int32_t MostSegments(const UnitWalk& walk) const {
+    return min(max(DivideUp(walk.most(), LeastUnits(walk)), 1), max_segments);
+  }
+  __device__ int32_t SegmentUnits(const UnitWalk& walk) const {
+    const int32_t even = DivideUp(walk.size(), MostSegments(walk));
+    return max(DivideUp(even, kPageUnits) * kPageUnits, LeastUnits(walk));
+  }
+  __device__ int32_t Segments(const UnitWalk& walk) const {
+    return max(DivideUp(walk.size(), SegmentUnits(walk)), 1);
+  }
+  // Of a segment that is not the last. What reads all is cut as where nothing is sparse, so that it
+  // gives the same.
+  __device__ int32_t LeastUnits(const UnitWalk& walk) const {
+    return walk.whole() ? kPageUnits : least_units;
+  }
+
+  // The most items of a pair of a row and a KV head.
+  __host__ __device__ int32_t MostItems() const { return passes * max_segments; }
+  int32_t kv_heads;
+  int32_t head_dim;
+  int32_t padded_head_dim;
+  int32_t passes;         // items that share a segment's keys
+  int32_t least_units;    // of a segment of a list or window
+  int32_t max_segments;   // of any list
+  int32_t record_floats;  // four of its head (attend_decode.cuh), then the output
+  bool unplanned;         // so few items that a grid has a block for each that there can be
+  bool by_ticket;         // blocks have few items: the last to end combines, else a second kernel
 };
 
 // A unit of one KV head.

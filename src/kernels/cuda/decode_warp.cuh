@@ -358,10 +358,10 @@ class DecodeWarp {
     }
   }
 
-  // Scores in powers of two become weights relative to base_. It moves, and earlier sums with it,
-  // only when weights grow large: the maximum over lanes costs as much as all else here.
+  // Scores in powers of two become weights relative to base_, the highest so far: the heaviest key
+  // has a weight of one, which rounding leaves alone. Only where a higher one comes is the maximum
+  // over lanes taken, which costs as much as all else here.
   __device__ void Softmax(float (&p)[4]) {
-    constexpr float kLarge = 256.0f;
     float weights[4];
     const auto weigh = [&] {
 #pragma unroll
@@ -370,7 +370,8 @@ class DecodeWarp {
       }
     };
     weigh();
-    if (__any_sync(kWholeWarp, (weights[0] + weights[2]) + (weights[1] + weights[3]) > kLarge)) {
+    const float heaviest = fmaxf(fmaxf(weights[0], weights[1]), fmaxf(weights[2], weights[3]));
+    if (__any_sync(kWholeWarp, heaviest > 1.0f)) {
       float factor[2];
 #pragma unroll
       for (int32_t e = 0; e < 2; ++e) {
