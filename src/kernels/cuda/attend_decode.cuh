@@ -14,7 +14,7 @@
 // The RopeAppend before writes the newest token of the row, that is its newest unit; and when this
 // token is the first of a page, all of the page before, which closes. The rest of what rows without
 // a list and streaming heads read stands since earlier steps: closed pages, the units of open pages
-// and of ring pages that are full.
+// and of ring pages that are full. So do lists that are not due in the step.
 #pragma once
 
 #include <cstdint>

@@ -210,12 +210,13 @@ struct DecodeShape {
 
   // The most items of a pair of a row and a KV head.
   __host__ __device__ int32_t MostItems() const { return passes * max_segments; }
+
   int32_t kv_heads;
   int32_t head_dim;
   int32_t padded_head_dim;
   int32_t passes;         // items that share a segment's keys
   int32_t least_units;    // of a segment of a list or window
-  int32_t max_segments;   // of any list
+  int32_t max_segments;   // of any walk
   int32_t record_floats;  // four of its head (attend_decode.cuh), then the output
   bool unplanned;         // so few items that a grid has a block for each that there can be
   bool by_ticket;         // blocks have few items: the last to end combines, else a second kernel

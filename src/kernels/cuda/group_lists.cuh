@@ -9,8 +9,8 @@
 // equal scores, the cut-off is found by bits.
 //
 // A few hundred numbers are no work. What counts is how often a step waits for the one before, and
-// that the code is short: it comes from afar, so loops stay rolled and all loads go through shared
-// memory.
+// that the code is short, as it comes from afar: loops are unrolled no further than loads need to
+// be under way together.
 #pragma once
 
 #include <cmath>
