@@ -638,20 +638,23 @@ INSTANTIATE_TEST_SUITE_P(
     DeviceName);
 
 // Across backends a tolerance: the same units are selected but for near ties, which the small
-// budgets would show at once. At these no unit lies so close to the cut-off of a random model's
-// scores that the rounding of activations decides.
+// budgets would show at once. A random model's scores lie so close to each other that at many
+// budgets the rounding of activations decides about a unit; at these it does not.
 class AcrossBackends : public Equalities {};
 
 TEST_P(AcrossBackends, AgreeWithRefUnderSelection) {
   const std::vector<int32_t> generated = RandomTokens(20, 97, 12);
-  for (const auto& [unit, budget] : {std::pair{16, 256}, std::pair{64, 320}}) {
+  for (const auto& [unit, budget] : {std::pair{16, 256}, std::pair{64, 256}, std::pair{64, 320}}) {
+    if (unit == 64 && budget == 256 && GetParam().backend == "cuda") {
+      continue;  // there it decides
+    }
     Attention attention;
     attention.policy = {.token_budget = budget, .unit_tokens = unit, .reuse_interval = 1};
     const auto error =
         CompareLogits(Instance(folder_, GetParam(), attention).Run(prompt_, generated),
                       Instance(folder_, Device{"ref"}, attention).Run(prompt_, generated), 97);
-    EXPECT_LT(error.relative, 3e-2) << "unit " << unit;
-    EXPECT_EQ(error.clear_differs, 0) << "unit " << unit;
+    EXPECT_LT(error.relative, 3e-2) << "unit " << unit << ", budget " << budget;
+    EXPECT_EQ(error.clear_differs, 0) << "unit " << unit << ", budget " << budget;
   }
 }
 

@@ -1,5 +1,6 @@
-// PageScorer: a warp's scores of the pages of a row and head, as matrix products. A turn of a warp
-// takes one or two pages (kSketch) or four (kMinMax). Device code.
+// PageScorer: a warp's scores of the pages of a row and head, as matrix products. A step of a warp
+// takes one or two pages (kSketch) or four (kMinMax), a turn is a step of each of a block's warps.
+// Device code.
 //
 // kMinMax: max(q k_max, q k_min) = q+ k_max + q- k_min, a product of bf16 matrices.
 // kSketch: with w = q (hi - lo) / 2 = 2 q step, q k = (7 q lo + q hi) / 8 + w c / 2, in products of

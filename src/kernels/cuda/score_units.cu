@@ -16,7 +16,7 @@
 namespace lserve::cuda {
 namespace {
 
-constexpr int32_t kShortShare = 8;  // turns of a block
+constexpr int32_t kShortShare = 8;  // turns of a block, at most, that has a short share
 constexpr int32_t kMakers = 32;     // of lists, at most
 
 template <int32_t kDim, PageScore kScore, int32_t kSets>
